@@ -1,0 +1,80 @@
+"""The report: what a serving pod says of itself at `GET /internal/report` on its internal port.
+
+Polled by the operator (status) and by gateways (routing). Level-triggered: each report stands alone, and a lost one
+is made good by the next.
+"""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from tandem_api.base import Contract
+from tandem_api.model import Artifact
+
+
+class ModelState(StrEnum):
+    """Where a model stands in one pod."""
+
+    UNLOADED = "Unloaded"
+    LOADING = "Loading"
+    LOADED = "Loaded"
+    FAILED = "Failed"
+
+
+class Progress(Contract):
+    """How far a load is."""
+
+    phase: str = Field("", description="what is being done, as a present participle: downloading, reading, warming up")
+    fraction: float = Field(0.0, ge=0.0, le=1.0)
+    done_bytes: int = 0
+    total_bytes: int = 0
+    eta_seconds: float | None = None
+
+
+class DeviceReport(Contract):
+    """Memory of one device, in bytes. On a CPU: of the container's limit, or of the machine."""
+
+    name: str
+    kind: str = Field(description="GPU or CPU")
+    total_bytes: int
+    free_bytes: int
+    reserved_bytes: int = Field(0, description="what the pod's runners hold")
+
+
+class ModelReport(Contract):
+    """One model of the catalog as this pod has it."""
+
+    name: str
+    state: ModelState
+    progress: Progress | None = None
+    size_bytes: int = Field(0, description="weights, context memory and overhead of the resident copy")
+    processor: str = Field("", description="as `ollama ps` prints it, such as 100% CPU")
+    context_asked: int | None = Field(None, description="tokens a slot; None: the model's own limit")
+    context_given: int = 0
+    slots: int = 0
+    busy: int = Field(0, description="slots in use")
+    queued: int = 0
+    rejected: int = Field(0, description="requests refused in the last 5 minutes")
+    rejected_total: int = 0
+    admitted_total: int = 0
+    expires_at: str | None = Field(None, description="UTC time at which an idle model is unloaded; None: never")
+    step_rate: float = Field(0.0, description="steps a second over the last seconds")
+    restarts: int = Field(0, description="how often the runner was started again after it died")
+    last_error: str | None = None
+    artifact: Artifact | None = None
+
+
+class Report(Contract):
+    """All that a pod says of itself."""
+
+    pod: str
+    version: str
+    catalog_revision: str = ""
+    ready: bool = False
+    draining: bool = False
+    devices: list[DeviceReport] = Field(default_factory=list)
+    models: list[ModelReport] = Field(default_factory=list)
+
+    def model(self, name: str) -> ModelReport | None:
+        """The entry of the model `name`, or None."""
+        return next((entry for entry in self.models if entry.name == name), None)

@@ -1,0 +1,1 @@
+"""The `tandem` command: serve without Kubernetes, look, and run the demo."""

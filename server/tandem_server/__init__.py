@@ -1,0 +1,1 @@
+"""The serving pod: front end, admission, residency, and the engines that compute."""

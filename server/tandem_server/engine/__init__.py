@@ -1,0 +1,1 @@
+"""What a runner process runs: the wire, and the engines behind it."""

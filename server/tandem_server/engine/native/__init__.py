@@ -1,0 +1,1 @@
+"""The native engine: slots, the plain and the overlapped loop, and the models."""

@@ -1,0 +1,1 @@
+"""One router a dialect: what clients send and get."""

@@ -1,0 +1,1 @@
+"""Runner processes and which models are resident."""
