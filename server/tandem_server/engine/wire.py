@@ -178,9 +178,11 @@ def encode(message: ToRunner | FromRunner) -> bytes:
 
 def decode_to_runner(frame: bytes) -> ToRunner:
     """Reads a frame that the front end sent. Raises msgspec.DecodeError for anything else."""
-    return _to_runner.decode(frame)
+    message: ToRunner = _to_runner.decode(frame)
+    return message
 
 
 def decode_from_runner(frame: bytes) -> FromRunner:
     """Reads a frame that a runner sent. Raises msgspec.DecodeError for anything else."""
-    return _from_runner.decode(frame)
+    message: FromRunner = _from_runner.decode(frame)
+    return message
