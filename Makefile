@@ -1,0 +1,56 @@
+# The two commands of a newcomer are `make demo` and `make test`; `make help` lists the rest.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+CLUSTER ?= auto
+MODEL ?=
+
+.PHONY: help env demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-long lint format generate \
+	bench-overlap bench-gateway
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: ## makes .venv from uv.lock (needs only Python 3.11+)
+	@tools/environment.sh
+
+demo: env ## a cluster, the chart, two Models and streamed answers; CLUSTER=node|kind|current, MODEL=hf://org/name
+	@$(PY) -m tandem_cli demo up --cluster $(CLUSTER) $(if $(MODEL),--model $(MODEL))
+
+demo-down: env ## ends the demo's cluster and leaves nothing behind
+	@$(PY) -m tandem_cli demo down --cluster $(CLUSTER)
+
+test: env ## lint, unit, cluster and node tests, each with its seconds
+	@$(PY) tools/tiers.py lint fast torch cluster node
+
+test-fast: env ## tests without torch and without a cluster, about 10 s
+	@$(PY) tools/tiers.py fast
+
+test-unit: env ## all unit tests
+	@$(PY) tools/tiers.py fast torch
+
+test-cluster: env ## tests against a real control plane
+	@$(PY) tools/tiers.py cluster
+
+test-node: env ## tests on a cluster with a node (Linux, root)
+	@$(PY) tools/tiers.py node
+
+test-gpu: ## tests that need a CUDA device, with the python that is on the PATH (PY=...)
+	@PYTHONPATH=api:server python3 -m pytest tests/gpu -q
+
+test-long: env ## property tests with many seeds
+	@TANDEM_SEEDS=200 $(PY) tools/tiers.py fast torch
+
+lint: env ## format, lint, types, import rules
+	@$(PY) tools/tiers.py lint
+
+format: env ## formats the code
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+generate: env ## makes the CRD and the plain manifests from the types and the chart
+	@$(PY) tools/generate.py
+
+bench-overlap: env ## the overlapped loop against the plain one
+	@$(PY) bench/overlap.py
+
+bench-gateway: env ## calls through the gateway against direct ones
+	@$(PY) bench/gateway.py
