@@ -1,0 +1,208 @@
+"""The public API: `up`, `down`, `status`, `find`. Used by the command line, the tests and the demo."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem_devcluster import cleanup, packages, paths, ports, toolchain
+from tandem_devcluster.children import last_lines
+from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.progress import Progress
+from tandem_devcluster.state import Phase, Spec, State, alive, identify, read_phase, read_spec, read_state, write_json
+
+START_TIMEOUT_S = 300.0
+DOWN_TIMEOUT_S = 60.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster. `kubeconfig` is self-contained and the administrator's; `bin_dir` holds kubectl and helm."""
+
+    kubeconfig: Path
+    name: str
+    folder: Path
+    bin_dir: Path
+
+    @property
+    def logs(self) -> Path:
+        """One log file a component."""
+        return self.folder / "log"
+
+
+@dataclass(frozen=True)
+class Status:
+    """One line of `status`. `phase` is `starting`, `ready`, `failed`, or `ended` when its processes are gone."""
+
+    name: str
+    node: bool
+    phase: str
+    detail: str
+    keeper: int
+    age_s: float
+
+
+def up(
+    name: str, node: bool = False, progress: Progress | None = None, *, qps: int = 100, helm: bool = False
+) -> Cluster:
+    """Starts the cluster and returns when it is ready; one that runs already is returned as it is.
+
+    `qps` bounds the API calls a second of controllers and scheduler. Raises DevclusterError.
+    """
+    progress = progress or Progress(quiet=True)
+    folder = paths.cluster_folder(name)
+    if (running := _running(folder, node)) is not None:
+        return running
+    packages.provide(packages.CONTROL_PLANE, progress)
+    kubernetes = toolchain.provide("kubernetes", progress)
+    spec = Spec(name, node, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), qps=qps)
+    _create(folder, spec, toolchain.provide("helm", progress) if helm else None)
+    try:
+        _start_keeper(folder)
+        _wait(folder, progress)
+    except BaseException:
+        if read_state(folder) is not None and _phase(folder).phase != "failed":
+            down(name)
+        raise
+    return _cluster(folder)
+
+
+def down(name: str) -> bool:
+    """Ends the cluster and removes everything of it. False when there was none."""
+    folder = paths.cluster_folder(name)
+    if not folder.exists():
+        return False
+    state = read_state(folder)
+    if state is not None and alive(state.keeper) and state.keeper.pid != os.getpid():
+        cleanup.stop(state.keeper, DOWN_TIMEOUT_S)
+    _clean_stale(folder, state)
+    return True
+
+
+def find(name: str) -> Cluster:
+    """The running cluster of that name. Raises DevclusterError when there is none, or it is not ready."""
+    folder = paths.cluster_folder(name)
+    state = read_state(folder)
+    if state is None or not alive(state.keeper):
+        raise DevclusterError(f"no cluster '{name}' runs: `python -m tandem_devcluster up --name {name}` starts one")
+    phase = _phase(folder)
+    if phase.phase != "ready":
+        raise DevclusterError(f"the cluster '{name}' is not ready yet ({phase.step}): wait for its `up` to end")
+    return _cluster(folder)
+
+
+def status() -> list[Status]:
+    """Every cluster that has a folder, running or not, by name."""
+    home = paths.clusters_home()
+    folders = sorted(each for each in home.iterdir() if not each.name.startswith(".")) if home.is_dir() else []
+    found = []
+    for folder in folders:
+        spec, state, phase = read_spec(folder), read_state(folder), _phase(folder)
+        if spec is None or state is None:
+            continue
+        runs = alive(state.keeper)
+        shown = phase.phase if runs or phase.phase == "failed" else "ended"
+        age = time.time() - state.created
+        found.append(Status(spec.name, spec.node, shown, phase.step, state.keeper.pid if runs else 0, age))
+    return found
+
+
+def _running(folder: Path, node: bool) -> Cluster | None:
+    state, spec = read_state(folder), read_spec(folder)
+    if state is None or spec is None or not alive(state.keeper):
+        return None
+    if _phase(folder).phase != "ready":
+        raise DevclusterError(f"the cluster '{spec.name}' is being started by another run: wait, or run `down` first")
+    if spec.node != node:
+        kind = "with a node" if spec.node else "without a node"
+        raise DevclusterError(f"the cluster '{spec.name}' already runs {kind}: choose another --name or run `down`")
+    return _cluster(folder)
+
+
+def _create(folder: Path, spec: Spec, helm: Path | None) -> None:
+    """Makes the folder under another name and renames it, so that two runs cannot both own it."""
+    me = identify(os.getpid())
+    if me is None:
+        raise DevclusterError("/proc is not mounted: a cluster needs it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    fresh.mkdir(mode=0o700)
+    try:
+        write_json(fresh / "spec.json", spec)
+        write_json(fresh / "state.json", State(me, time.time()))
+        _write_commands(fresh / "bin", folder, Path(spec.kubernetes), helm)
+        if folder.exists():
+            _clean_stale(folder, read_state(folder))
+        fresh.rename(folder)
+    except OSError as error:
+        raise DevclusterError(f"the folder {folder} could not be made: {error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_commands(folder: Path, cluster: Path, kubernetes: Path, helm: Path | None) -> None:
+    """Executables for a PATH; without KUBECONFIG in the environment they mean this cluster."""
+    folder.mkdir()
+    programs = {"kubectl": f"'{kubernetes}' kubectl"} | ({"helm": f"'{helm}'"} if helm else {})
+    for name, command in programs.items():
+        script = folder / name
+        script.write_text(
+            f'#!/bin/sh\n: "${{KUBECONFIG:={cluster}/kubeconfig}}"\nexport KUBECONFIG\nexec {command} "$@"\n'
+        )
+        script.chmod(0o755)
+
+
+def _start_keeper(folder: Path) -> None:
+    search = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
+    (folder / "log").mkdir()
+    with (folder / "log" / "keeper.log").open("ab") as log:
+        subprocess.run(
+            [sys.executable, "-m", "tandem_devcluster.keeper", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": search},
+            start_new_session=True,
+            check=True,
+            timeout=30,
+        )
+
+
+def _wait(folder: Path, progress: Progress) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with progress.step(f"Starting the cluster '{folder.name}'", lambda: _phase(folder).step):
+        while (phase := _phase(folder)).phase == "starting":
+            state = read_state(folder)
+            if state is None or not alive(state.keeper):
+                raise _ended(folder)
+            if time.monotonic() > deadline:
+                raise DevclusterError(f"the cluster was not ready within {START_TIMEOUT_S:.0f} s, at: {phase.step}")
+            time.sleep(_POLL_S)
+    if phase.phase == "failed":
+        raise DevclusterError(f"the cluster '{folder.name}' failed: {phase.step}\nAll logs: {folder}/log")
+
+
+def _ended(folder: Path) -> DevclusterError:
+    words = last_lines(folder / "log" / "keeper.log")
+    if words:
+        return DevclusterError(f"the cluster's keeper ended; its last log lines:\n{words}")
+    return DevclusterError(f"the cluster '{folder.name}' was ended by someone while it started; nothing is left of it")
+
+
+def _clean_stale(folder: Path, state: State | None) -> None:
+    if state is not None:
+        cleanup.kill(state.supervisor)
+    cleanup.remove_folder(folder)
+
+
+def _phase(folder: Path) -> Phase:
+    return read_phase(folder) or Phase("starting")
+
+
+def _cluster(folder: Path) -> Cluster:
+    return Cluster(folder / "kubeconfig", folder.name, folder, folder / "bin")
