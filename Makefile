@@ -50,7 +50,7 @@ generate: env ## makes the CRD and the plain manifests from the types and the ch
 	@$(PY) tools/generate.py
 
 bench-overlap: env ## the overlapped loop against the plain one
-	@$(PY) bench/overlap.py
+	@$(PY) tools/record.py overlap $(PY) bench/overlap.py
 
 bench-gateway: env ## calls through the gateway against direct ones
-	@$(PY) bench/gateway.py
+	@$(PY) tools/record.py gateway $(PY) bench/gateway.py

@@ -7,9 +7,11 @@ from typing import Any
 from tandem_cli.demo import assets
 from tandem_cli.demo.clusters import MODELS_CLAIM, NAME, SYSTEM_NAMESPACE, DemoCluster
 from tandem_cli.demo.commands import Kubernetes
-from tandem_cli.demo.story import Story
+from tandem_cli.demo.story import DemoError, Story
 from tandem_devcluster import cluster as devcluster
-from tandem_devcluster import image, toolchain, volumes
+from tandem_devcluster import image, volumes
+from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.progress import Progress
 
 PACKAGES = ("api", "operator", "server", "gateway", "cli")
 
@@ -20,12 +22,18 @@ class NodeCluster(DemoCluster):
     title = "a cluster of our own: Kubernetes' components on this machine, no container engine"
     hub_from_pods = False
 
+    def __init__(self, name: str = NAME) -> None:
+        self._name = name
+
     def start(self, story: Story) -> Kubernetes:
         """Builds what is missing, starts the cluster and imports the development image."""
         self._venv = assets.pod_environment(story)
-        with story.during("Starting etcd, API server, scheduler, kubelet, kube-proxy and DNS"):
-            self._cluster = devcluster.up(NAME, node=True)
-            toolchain.helm()
+        story.tell("Starting etcd, API server, scheduler, kubelet, kube-proxy and DNS")
+        try:
+            self._cluster = devcluster.up(self._name, node=True, progress=Progress(), helm=True)
+        except DevclusterError as error:
+            raise DemoError(str(error)) from error
+        story.tell("the cluster is up")
         path = f"{self._cluster.bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
         return Kubernetes({"KUBECONFIG": str(self._cluster.kubeconfig), "PATH": path})
 
@@ -55,8 +63,8 @@ class NodeCluster(DemoCluster):
     def stop(self, story: Story) -> None:
         """Ends every process of the cluster and removes its state."""
         with story.during("Ending the cluster"):
-            devcluster.down(NAME)
+            devcluster.down(self._name)
 
     def shell_hint(self) -> str | None:
         """`env` of the development cluster."""
-        return f'eval "$({assets.ROOT}/.venv/bin/python -m tandem_devcluster env --name {NAME})"'
+        return f'eval "$({assets.ROOT}/.venv/bin/python -m tandem_devcluster env --name {self._name})"'

@@ -4,7 +4,7 @@ Everything that a person could type is shown as the command it is; the rest are 
 """
 
 import json
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def install(kubernetes: Kubernetes, cluster: DemoCluster, story: Story, models: 
     arguments = ["upgrade", "--install", "tandem", str(CHART), "--namespace", SYSTEM_NAMESPACE, "--values", "-"]
     kubernetes.helm(*arguments, stdin=json.dumps(values))
     for deployment in ("tandem-operator", "tandem-gateway"):
-        story.wait(f"{deployment} starts", lambda name=deployment: _rolled_out(kubernetes, name), 180)  # type: ignore[misc]
+        story.wait(f"{deployment} starts", partial(_rolled_out, kubernetes, deployment), 180)
 
 
 def _rolled_out(kubernetes: Kubernetes, name: str) -> tuple[bool, str]:
@@ -99,12 +99,11 @@ def _hub_model(name: str, source: str, namespace: str) -> dict[str, Any]:
 def wait_ready(kubernetes: Kubernetes, namespace: str, names: list[str], story: Story) -> None:
     """Waits until each Model's Ready condition is true; shows its sentence meanwhile."""
     for name in names:
-        story.wait(
-            f"Model {name}", lambda name=name: _ready(kubernetes.get("-n", namespace, "model", name)), LOAD_SECONDS
-        )  # type: ignore[misc]
+        story.wait(f"Model {name}", partial(_ready, kubernetes, namespace, name), LOAD_SECONDS)
 
 
-def _ready(model: Mapping[str, Any]) -> tuple[bool, str]:
+def _ready(kubernetes: Kubernetes, namespace: str, name: str) -> tuple[bool, str]:
+    model = kubernetes.get("-n", namespace, "model", name)
     conditions = {entry["type"]: entry for entry in model.get("status", {}).get("conditions", [])}
     ready = conditions.get("Ready")
     if ready is None:

@@ -1,0 +1,98 @@
+"""Clients under load: streamed chats from many connections at once, each outcome kept.
+
+A request counts as served when its stream began with 200 and ended with a finish reason and `[DONE]`; everything
+else is a failure with its cause in words.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+
+import aiohttp
+
+TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
+
+
+@dataclass
+class Outcome:
+    """How one request ended."""
+
+    status: int = 0
+    pieces: int = 0
+    finish: str | None = None
+    done: bool = False
+    error: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def served(self) -> bool:
+        """Whether the client got a whole answer."""
+        return self.status == 200 and self.done and self.finish is not None and self.error is None
+
+
+async def chat(session: aiohttp.ClientSession, base: str, model: str, max_tokens: int, prompt: str) -> Outcome:
+    """One streamed chat."""
+    outcome = Outcome()
+    body = {"model": model, "stream": True, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+    try:
+        async with session.post(f"{base}/v1/chat/completions", json=body, timeout=TIMEOUT) as response:
+            outcome.status = response.status
+            outcome.headers = {key.lower(): value for key, value in response.headers.items()}
+            if response.status != 200:
+                outcome.error = (await response.text())[:300]
+                return outcome
+            async for line in response.content:
+                _read_line(outcome, line.decode().strip())
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        outcome.error = f"{type(error).__name__}: {error}"
+    return outcome
+
+
+def _read_line(outcome: Outcome, line: str) -> None:
+    if not line.startswith("data: "):
+        return
+    if line == "data: [DONE]":
+        outcome.done = True
+        return
+    event = json.loads(line.removeprefix("data: "))
+    if "error" in event:
+        outcome.error = event["error"]["message"]
+        return
+    for choice in event.get("choices", []):
+        outcome.pieces += bool(choice["delta"].get("content"))
+        outcome.finish = choice.get("finish_reason") or outcome.finish
+
+
+class Load:
+    """`clients` clients, each with a new connection a request, until `total` requests were sent or `stop` is set."""
+
+    def __init__(self, base: str, model: str, *, clients: int, total: int, max_tokens: int) -> None:
+        self.base, self.model, self.clients, self.total, self.max_tokens = base, model, clients, total, max_tokens
+        self.outcomes: list[Outcome] = []
+        self._started = 0
+        self._progress = asyncio.Condition()
+
+    async def run(self) -> list[Outcome]:
+        """Runs all requests and gives their outcomes."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.clients):
+                group.create_task(self._client())
+        return self.outcomes
+
+    async def _client(self) -> None:
+        while self._started < self.total:
+            self._started += 1
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+                prompt = f"def function_{self._started}("
+                self.outcomes.append(await chat(session, self.base, self.model, self.max_tokens, prompt))
+            async with self._progress:
+                self._progress.notify_all()
+
+    async def reached(self, count: int) -> None:
+        """Returns once `count` requests have ended."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: len(self.outcomes) >= count)
+
+    def failures(self) -> list[str]:
+        """A line a request that was not served."""
+        return [f"{o.status} {o.error or 'the stream ended early'}" for o in self.outcomes if not o.served]
