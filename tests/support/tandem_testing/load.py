@@ -64,11 +64,12 @@ def _read_line(outcome: Outcome, line: str) -> None:
 
 
 class Load:
-    """`clients` clients, each with a new connection a request, until `total` requests were sent or `stop` is set."""
+    """`clients` clients, each with a new connection a request, until `total` requests were sent and `enough` is set."""
 
     def __init__(self, base: str, model: str, *, clients: int, total: int, max_tokens: int) -> None:
         self.base, self.model, self.clients, self.total, self.max_tokens = base, model, clients, total, max_tokens
         self.outcomes: list[Outcome] = []
+        self.enough = asyncio.Event()
         self._started = 0
         self._progress = asyncio.Condition()
 
@@ -80,7 +81,7 @@ class Load:
         return self.outcomes
 
     async def _client(self) -> None:
-        while self._started < self.total:
+        while self._started < self.total or not self.enough.is_set():
             self._started += 1
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
                 prompt = f"def function_{self._started}("
