@@ -60,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(table(cluster.status())))
     elif options.command == "env":
         print(_environment(cluster.find(options.name)))
+    elif options.command == "load-image":
+        cluster.load_image(options.name, options.file)
+        print(f"{options.file} is in the node of '{options.name}'. Use it with imagePullPolicy: Never.")
     elif options.command == "kubectl":
         found = cluster.find(options.name)
         given = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments

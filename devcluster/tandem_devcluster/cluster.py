@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_devcluster import cleanup, packages, paths, ports, toolchain
+from tandem_devcluster import cgroups, cleanup, network, node_lock, packages, paths, pause_image, ports, toolchain
 from tandem_devcluster.children import last_lines
 from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.node import import_command
 from tandem_devcluster.progress import Progress
 from tandem_devcluster.state import Phase, Spec, State, alive, identify, read_phase, read_spec, read_state, write_json
 
@@ -57,18 +58,30 @@ def up(
     folder = paths.cluster_folder(name)
     if (running := _running(folder, node)) is not None:
         return running
-    packages.provide(packages.CONTROL_PLANE, progress)
-    kubernetes = toolchain.provide("kubernetes", progress)
-    spec = Spec(name, node, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), qps=qps)
-    _create(folder, spec, toolchain.provide("helm", progress) if helm else None)
+    spec = _specify(name, node, qps, progress)
+    tools = {"helm": toolchain.provide("helm", progress)} if helm else {}
+    lock = node_lock.take(folder) if node else None
     try:
-        _start_keeper(folder)
-        _wait(folder, progress)
-    except BaseException:
-        if read_state(folder) is not None and _phase(folder).phase != "failed":
-            down(name)
-        raise
+        _create(folder, spec, tools)
+        _start(folder, lock, progress)
+    finally:
+        if lock is not None:
+            os.close(lock)  # the keeper holds it on
     return _cluster(folder)
+
+
+def _specify(name: str, node: bool, qps: int, progress: Progress) -> Spec:
+    """Makes everything that has to exist before a cluster can start."""
+    if not node:
+        packages.provide(packages.CONTROL_PLANE, progress)
+        kubernetes = toolchain.provide("kubernetes", progress)
+        return Spec(name, False, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), qps=qps)
+    if os.geteuid() != 0:
+        raise DevclusterError("a cluster with a node needs root: run the same command with sudo, or without --node")
+    packages.provide(packages.NODE, progress)
+    kubernetes, coredns = toolchain.provide("kubernetes", progress), toolchain.provide("coredns", progress)
+    images = [str(pause_image.provide(progress))]
+    return Spec(name, True, str(kubernetes), str(coredns), images, qps=qps)
 
 
 def down(name: str) -> bool:
@@ -81,6 +94,21 @@ def down(name: str) -> bool:
         cleanup.stop(state.keeper, DOWN_TIMEOUT_S)
     _clean_stale(folder, state)
     return True
+
+
+def load_image(name: str, file: Path) -> None:
+    """Brings the image of a docker-archive file into the node of the running cluster `name`. Raises DevclusterError."""
+    find(name)
+    folder = paths.cluster_folder(name)
+    spec, state = read_spec(folder), read_state(folder)
+    if spec is None or state is None or state.supervisor is None or not spec.node:
+        raise DevclusterError(f"the cluster '{name}' has no node to load images into: start one with `up --node`")
+    if not file.is_file():
+        raise DevclusterError(f"there is no image file {file}")
+    command = ["nsenter", f"--target={state.supervisor.pid}", "--mount", "--", *import_command(str(file.absolute()))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if result.returncode != 0:
+        raise DevclusterError(f"{file} could not be imported: {result.stderr.strip()}")
 
 
 def find(name: str) -> Cluster:
@@ -123,7 +151,7 @@ def _running(folder: Path, node: bool) -> Cluster | None:
     return _cluster(folder)
 
 
-def _create(folder: Path, spec: Spec, helm: Path | None) -> None:
+def _create(folder: Path, spec: Spec, tools: dict[str, Path]) -> None:
     """Makes the folder under another name and renames it, so that two runs cannot both own it."""
     me = identify(os.getpid())
     if me is None:
@@ -134,7 +162,7 @@ def _create(folder: Path, spec: Spec, helm: Path | None) -> None:
     try:
         write_json(fresh / "spec.json", spec)
         write_json(fresh / "state.json", State(me, time.time()))
-        _write_commands(fresh / "bin", folder, Path(spec.kubernetes), helm)
+        _write_commands(fresh / "bin", folder, Path(spec.kubernetes), tools)
         if folder.exists():
             _clean_stale(folder, read_state(folder))
         fresh.rename(folder)
@@ -144,10 +172,10 @@ def _create(folder: Path, spec: Spec, helm: Path | None) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write_commands(folder: Path, cluster: Path, kubernetes: Path, helm: Path | None) -> None:
+def _write_commands(folder: Path, cluster: Path, kubernetes: Path, tools: dict[str, Path]) -> None:
     """Executables for a PATH; without KUBECONFIG in the environment they mean this cluster."""
     folder.mkdir()
-    programs = {"kubectl": f"'{kubernetes}' kubectl"} | ({"helm": f"'{helm}'"} if helm else {})
+    programs = {"kubectl": f"'{kubernetes}' kubectl"} | {name: f"'{path}'" for name, path in tools.items()}
     for name, command in programs.items():
         script = folder / name
         script.write_text(
@@ -156,18 +184,31 @@ def _write_commands(folder: Path, cluster: Path, kubernetes: Path, helm: Path | 
         script.chmod(0o755)
 
 
-def _start_keeper(folder: Path) -> None:
+def _start(folder: Path, lock: int | None, progress: Progress) -> None:
+    """Starts the keeper and waits until the cluster is ready; whatever interrupts that ends the cluster."""
+    try:
+        _start_keeper(folder, lock)
+        _wait(folder, progress)
+    except BaseException:
+        if _phase(folder).phase != "failed":  # a failed cluster's logs stay for its reader
+            down(folder.name)
+        raise
+
+
+def _start_keeper(folder: Path, lock: int | None) -> None:
+    inherited = () if lock is None else (lock,)
     search = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     (folder / "log").mkdir()
     with (folder / "log" / "keeper.log").open("ab") as log:
         subprocess.run(
-            [sys.executable, "-m", "tandem_devcluster.keeper", str(folder)],
+            [sys.executable, "-m", "tandem_devcluster.keeper", str(folder), *map(str, inherited)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
             env={**os.environ, "PYTHONPATH": search},
             start_new_session=True,
+            pass_fds=inherited,
             check=True,
             timeout=30,
         )
@@ -195,8 +236,13 @@ def _ended(folder: Path) -> DevclusterError:
 
 
 def _clean_stale(folder: Path, state: State | None) -> None:
+    """Removes what a cluster left whose keeper is gone."""
+    spec = read_spec(folder)
     if state is not None:
         cleanup.kill(state.supervisor)
+    if spec is not None and spec.node:
+        network.remove_link()
+        cgroups.remove()
     cleanup.remove_folder(folder)
 
 

@@ -21,11 +21,16 @@ def prepare(place: Place, more: list[pki.Certificate], users: tuple[str, ...] = 
         path.write_text(components.kubeconfig(place, user))
 
 
-def start(place: Place, spec: Spec, children: Children, tell: Callable[[str], None]) -> Api:
-    """Starts everything and returns once the API answers; the controllers may still be at their first sync."""
+def start_api(place: Place, spec: Spec, children: Children, tell: Callable[[str], None]) -> None:
+    """Starts etcd and the API server, which takes about three seconds to answer."""
     tell("starting etcd and the API server")
     children.start("etcd", components.etcd(place))
     children.start("kube-apiserver", components.apiserver(place, spec.node))
+
+
+def start_controllers(place: Place, spec: Spec, children: Children, tell: Callable[[str], None]) -> Api:
+    """Waits for the API, then starts controllers and scheduler, which may still be at their first sync on return."""
+    tell("waiting for the API server")
     api = Api(place.server, place.pki)
     children.wait_for("The API server was not ready", lambda: api.ok("/readyz"), READY_TIMEOUT_S, "kube-apiserver")
     tell("starting the controllers")

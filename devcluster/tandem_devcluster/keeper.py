@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from tandem_devcluster import cleanup, kernel
+from tandem_devcluster import cgroups, cleanup, kernel, network, node_lock
 from tandem_devcluster.state import ProcessId, Spec, State, identify, read_phase, read_spec, write_json
 
 
 class Keeper:
     """One cluster's keeper."""
 
-    def __init__(self, folder: Path, spec: Spec) -> None:
+    def __init__(self, folder: Path, spec: Spec, lock: int | None) -> None:
         self._folder = folder
+        self._lock = lock
         self._spec = spec
         self._me = self._identity(os.getpid())
         self._created = time.time()
@@ -30,13 +31,16 @@ class Keeper:
     def run(self) -> None:
         """Starts the supervisor and returns when it and everything of it is gone."""
         kernel.adopt_orphans()
+        if self._lock is not None:
+            node_lock.pass_on(self._lock, self._folder)
         signal.signal(signal.SIGTERM, self._stop)
         self._write_state(None)
         try:
             self._supervisor, report, go = self._fork()
             self._write_state(self._identity(self._supervisor))
             if os.read(report, 1) and not self._stopping:
-                self._connect()
+                if self._spec.node:
+                    network.connect_host(self._supervisor)
                 os.write(go, b"1")
             os.close(go)  # without the byte the child ends by itself
             os.waitid(os.P_PID, self._supervisor, os.WEXITED | os.WNOWAIT)
@@ -44,12 +48,14 @@ class Keeper:
             # First deaf, then reaped: a late SIGTERM must not reach another process that got the pid.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._clean()
-
-    def _connect(self) -> None:
-        """Host side of the node's network; nothing for a control plane."""
+            if self._lock is not None:
+                node_lock.give_back(self._lock)
 
     def _clean(self) -> None:
         cleanup.reap_descendants()
+        if self._spec.node:
+            network.remove_link()
+            cgroups.remove()
         phase = read_phase(self._folder)
         failed = phase is not None and phase.phase == "failed" and not self._stopping
         cleanup.remove_folder(self._folder, cleanup.KEPT_AFTER_FAILURE if failed else ())
@@ -61,10 +67,10 @@ class Keeper:
         """The child's pid, where it says that it is set up, and where it is told to go on."""
         report, said = os.pipe()
         told, go = os.pipe()
-        pid = os.fork()
+        pid = fork_into_namespace() if self._spec.node else os.fork()
         if pid == 0:
             os.close(go)
-            become_supervisor(self._folder, said, told)
+            become_supervisor(self._folder, self._spec.node, said, told)
         os.close(said)
         os.close(told)
         return pid, report, go
@@ -79,11 +85,26 @@ class Keeper:
         return identify(pid) or ProcessId(pid, 0)
 
 
-def become_supervisor(folder: Path, said: int, told: int) -> None:
+def fork_into_namespace() -> int:
+    """Like os.fork, the child being the first process of a new PID namespace: when it ends, all in it end."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid:
+            kernel.setns(own, kernel.CLONE_NEWPID)  # later children of the keeper are the host's again
+    finally:
+        os.close(own)
+    return pid
+
+
+def become_supervisor(folder: Path, node: bool, said: int, told: int) -> None:
     """In the forked child: bound to the keeper's life, turns into the supervisor. Does not return."""
     try:
         kernel.die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if node:
+            kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWNS)
         os.write(said, b"1")
         if os.read(told, 1):  # nothing comes when the keeper ended before this child was bound to it
             os.execv(sys.executable, [sys.executable, "-m", "tandem_devcluster.supervisor", str(folder)])  # noqa: S606
@@ -92,15 +113,19 @@ def become_supervisor(folder: Path, said: int, told: int) -> None:
 
 
 def main() -> int:
-    """`python -m tandem_devcluster.keeper FOLDER`: goes on in the background, the caller returns at once."""
+    """`python -m tandem_devcluster.keeper FOLDER [LOCK]`: goes on in the background, the caller returns at once.
+
+    LOCK is the inherited descriptor of the machine's node lock.
+    """
     folder = Path(sys.argv[1])
+    lock = int(sys.argv[2]) if len(sys.argv) > 2 else None
     spec = read_spec(folder)
     if spec is None:
         print(f"{folder} holds no spec.json", file=sys.stderr)
         return 2
     if os.fork():
         os._exit(0)
-    Keeper(folder, spec).run()
+    Keeper(folder, spec, lock).run()
     return 0
 
 

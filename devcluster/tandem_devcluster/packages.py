@@ -21,7 +21,7 @@ NODE = {
     "nsenter": "util-linux",
     "mount": "mount",
 }
-IMAGE = {"mmdebstrap": "mmdebstrap"}
+IMAGE = {"mmdebstrap": "mmdebstrap", "/etc/ssl/certs/ca-certificates.crt": "ca-certificates"}
 _TIMEOUT_S = 900
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from tandem_devcluster import control_plane
+from tandem_devcluster import cgroups, control_plane, mounts, network, node, node_config, pki
 from tandem_devcluster.children import Children
 from tandem_devcluster.components import Place
 from tandem_devcluster.errors import DevclusterError
@@ -25,12 +25,18 @@ class Supervisor:
         self._spec = spec
         logs = folder / "log"
         logs.mkdir(exist_ok=True)
-        self._children = Children(logs, {"PATH": _SYSTEM_PATH, "HOME": str(folder), "TMPDIR": "/tmp"})  # noqa: S108
+        temporary = folder / "tmp"  # what a killed program leaves in it goes with the folder
+        temporary.mkdir()
+        environment = {"PATH": _SYSTEM_PATH, "HOME": str(folder), "TMPDIR": str(temporary)}
+        self._children = Children(logs, environment)
 
     def run(self) -> str:
         """Starts the cluster and watches it. Returns why it ended."""
         try:
-            self._start_control_plane()
+            if self._spec.node:
+                self._start_with_node()
+            else:
+                self._start_control_plane()
             self.tell("", "ready")
             while True:
                 self._children.check(options=0)
@@ -46,7 +52,24 @@ class Supervisor:
         place = Place(self._folder, self._spec.kubernetes, "127.0.0.1", ports["api"], ports["etcd"], ports["peer"])
         self.tell("making certificates")
         control_plane.prepare(place, [])
-        api = control_plane.start(place, self._spec, self._children, self.tell)
+        control_plane.start_api(place, self._spec, self._children, self.tell)
+        api = control_plane.start_controllers(place, self._spec, self._children, self.tell)
+        control_plane.wait_for_controllers(api, self._children)
+
+    def _start_with_node(self) -> None:
+        self.tell("making the node's namespaces")
+        mounts.isolate(self._folder)
+        network.set_up_inside()
+        cgroups.make()
+        place = Place(self._folder, self._spec.kubernetes, node_config.ADDRESS, 6443, 2379, 2380)
+        self.tell("making certificates")
+        certificates = pki.node(node_config.NODE, node_config.ADDRESS)
+        control_plane.prepare(place, certificates, ("kubelet", "kube-proxy", "dns"))
+        node.prepare(place)
+        control_plane.start_api(place, self._spec, self._children, self.tell)
+        node.start_runtime(place, self._spec, self._children, self.tell)
+        api = control_plane.start_controllers(place, self._spec, self._children, self.tell)
+        node.start(place, self._spec, api, self._children, self.tell)
         control_plane.wait_for_controllers(api, self._children)
 
 
