@@ -1,0 +1,163 @@
+"""Third step of a reconcile: makes the cluster as planned, writing only where it differs.
+
+An object is created by POST and changed by server-side apply. What bears our name but not our controller reference
+is never touched: it is told as a conflict. What we own and no longer want is deleted, by UID.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tandem_api.names import FIELD_MANAGER, TEMPLATE_HASH_ANNOTATION
+from tandem_operator.api import ApiError
+from tandem_operator.cache import Cache, Entry, ModelKey, entry_of
+from tandem_operator.compare import difference
+from tandem_operator.kinds import Kind, Obj, controller_of, name_of, uid_of
+from tandem_operator.metrics import WRITES
+from tandem_operator.observe import Desired, Observed, Plan
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """What `act` needs of the API client."""
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Obj: ...
+    async def create(self, kind: Kind, obj: Obj) -> Obj: ...
+    async def apply(self, kind: Kind, obj: Obj, manager: str = ..., subresource: str | None = None) -> Obj: ...
+    async def patch(self, kind: Kind, namespace: str, name: str, body: object, content_type: str) -> Obj: ...
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What `act` did: created and changed objects as `Kind name`, and a sentence for each conflict."""
+
+    created: list[tuple[Kind, str]] = field(default_factory=list)
+    changed: list[tuple[Kind, str]] = field(default_factory=list)
+    deleted: list[tuple[Kind, str]] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+
+
+class Actor:
+    """Carries out plans. Remembers what it last applied to each object, by UID, so that it never repeats itself."""
+
+    def __init__(self, api: Writer, cache: Cache) -> None:
+        self._api = api
+        self._cache = cache
+        self._applied: dict[str, tuple[str, int]] = {}
+
+    async def act(self, observed: Observed, plan: Plan) -> Outcome:
+        """Creates, applies and prunes; raises ApiError when the API server refuses or cannot be reached."""
+        outcome = Outcome()
+        for desired in plan.objects:
+            await self._ensure(observed, desired, outcome)
+        wanted = {(desired.kind, name_of(desired.obj)) for desired in plan.objects}
+        for kind, entry in observed.owned:
+            if (kind, name_of(entry.obj)) not in wanted and "deletionTimestamp" not in entry.obj["metadata"]:
+                await self._prune(observed.key, kind, entry.obj, outcome)
+        return outcome
+
+    async def _ensure(self, observed: Observed, desired: Desired, outcome: Outcome) -> None:
+        kind, name, namespace = desired.kind, name_of(desired.obj), observed.key.namespace
+        entry = self._cache.get(kind, namespace, name)
+        if entry is None:
+            try:
+                created = await self._api.create(kind, desired.obj)
+            except ApiError as error:
+                if error.code != 409:
+                    raise
+                live = await self._api.get(kind, namespace, name)
+                # Not stored: an object without our label is outside what we watch, and would never be forgotten.
+                entry = entry_of(live)
+            else:
+                self._stored(kind, created)
+                outcome.created.append((kind, name))
+                WRITES.labels(kind=kind.name, action="create").inc()
+                log.info("Created the %s %s of Model %s.", kind.name, name, observed.key)
+                return
+        conflict = _conflict(kind, entry.obj, observed)
+        if conflict is not None:
+            outcome.conflicts.append(conflict)
+            return
+        where = difference(desired.obj, entry.obj)
+        if where is None or self._just_applied(desired, entry):
+            return
+        await self._apply(observed.key, desired, entry, where, outcome)
+
+    def _just_applied(self, desired: Desired, entry: Entry) -> bool:
+        """Whether this very object is what the last apply left: applying again would change nothing, for ever."""
+        return self._applied.get(uid_of(entry.obj)) == (_digest(desired.obj), entry.revision)
+
+    async def _apply(self, key: ModelKey, desired: Desired, entry: Entry, where: str, outcome: Outcome) -> None:
+        kind, name, uid = desired.kind, name_of(desired.obj), uid_of(entry.obj)
+        if entry.created_only:
+            await self._take_over_creation(kind, key.namespace, name)
+        # With the UID in it the apply can neither create the object nor hit a namesake made meanwhile.
+        obj = {**desired.obj, "metadata": {**desired.obj["metadata"], "uid": uid}}
+        live = await self._api.apply(kind, obj)
+        self._stored(kind, live)
+        self._applied[uid] = (_digest(desired.obj), int(live["metadata"]["resourceVersion"]))
+        outcome.changed.append((kind, name))
+        WRITES.labels(kind=kind.name, action="apply").inc()
+        log.info("Changed the %s %s of Model %s: %s was not as planned.", kind.name, name, key, where)
+
+    async def _take_over_creation(self, kind: Kind, namespace: str, name: str) -> None:
+        """Makes the fields that our POST set count as applied.
+
+        Otherwise an apply that leaves one of them out would not remove it: its creation would go on owning it.
+        """
+        live = await self._api.get(kind, namespace, name)
+        managers: list[Obj] = live["metadata"].get("managedFields") or []
+        if any(_ours(one, "Apply") for one in managers) or not any(_ours(one, "Update") for one in managers):
+            return
+        changed = [{**one, "operation": "Apply"} if _ours(one, "Update") else one for one in managers]
+        body = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": live["metadata"]["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/managedFields", "value": changed},
+        ]
+        await self._api.patch(kind, namespace, name, body, "application/json-patch+json")
+        WRITES.labels(kind=kind.name, action="take-over").inc()
+
+    async def _prune(self, key: ModelKey, kind: Kind, obj: Obj, outcome: Outcome) -> None:
+        try:
+            await self._api.delete(kind, key.namespace, name_of(obj), uid_of(obj))
+        except ApiError as error:
+            if error.code not in (404, 409):  # gone already, or a namesake has its place
+                raise
+            return
+        outcome.deleted.append((kind, name_of(obj)))
+        WRITES.labels(kind=kind.name, action="delete").inc()
+        log.info("Deleted the %s %s of Model %s: it is no longer wanted.", kind.name, name_of(obj), key)
+
+    def _stored(self, kind: Kind, obj: Obj) -> None:
+        """Stores our own write at once, so that the next reconcile does not wait for the watch to tell of it."""
+        self._cache.put(kind, obj)
+
+    def forget(self, uids: set[str]) -> None:
+        """Drops what is remembered of objects other than those with the UIDs that still exist."""
+        self._applied = {uid: one for uid, one in self._applied.items() if uid in uids}
+
+
+def _digest(obj: Obj) -> str:
+    return str(obj["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION])
+
+
+def _ours(manager: Obj, operation: str) -> bool:
+    return (
+        manager.get("manager") == FIELD_MANAGER
+        and manager.get("operation") == operation
+        and not manager.get("subresource")
+    )
+
+
+def _conflict(kind: Kind, live: Obj, observed: Observed) -> str | None:
+    owner = controller_of(live)
+    if owner is not None and owner.get("uid") == observed.uid:
+        return None
+    name = f"{kind.name} {name_of(live)}"
+    if owner is None:
+        return f"the {name} exists and nobody's controller reference is on it"
+    if owner.get("kind") == "Model" and owner.get("name") == observed.key.name:
+        return f"the {name} of an earlier Model of this name is still being removed"
+    return f"the {name} exists and belongs to the {owner.get('kind')} {owner.get('name')}"

@@ -1,0 +1,125 @@
+"""Wires the operator together and runs it: watches -> cache -> queue -> workers -> reconcile.
+
+Order of the start: health endpoint, relist as a barrier beside the watches, then the workers and the report polls.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from tandem_operator.api import Api, ApiError
+from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.config import Config
+from tandem_operator.credentials import connection, token_file
+from tandem_operator.health import Health
+from tandem_operator.kinds import WATCHED
+from tandem_operator.metrics import RECONCILE_SECONDS, RECONCILES
+from tandem_operator.queue import WorkQueue
+from tandem_operator.reconcile import Reconciler
+from tandem_operator.relist import Relister
+from tandem_operator.reports import Reports
+from tandem_operator.watch import settings_of, watch
+
+log = logging.getLogger(__name__)
+
+
+async def worker(queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
+    """Reconciles one due Model after the other, until cancelled. No failure of one Model ends it."""
+    while True:
+        key = await queue.get()
+        try:
+            await _one(key, queue, reconciler)
+        finally:
+            queue.done(key)
+
+
+async def _one(key: ModelKey, queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
+    started = time.perf_counter()
+    try:
+        again = await reconciler.reconcile(key)
+    except ApiError as error:
+        delay = queue.retry(key)
+        RECONCILES.labels(result="refused").inc()
+        log.warning("Model %s is not as planned yet: %s. The next try is in %.1f s.", key, error, delay)
+        return
+    except Exception:
+        delay = queue.retry(key)
+        RECONCILES.labels(result="failed").inc()
+        log.exception("The reconcile of Model %s failed by a defect of the operator; next try in %.1f s.", key, delay)
+        return
+    finally:
+        RECONCILE_SECONDS.observe(time.perf_counter() - started)
+    RECONCILES.labels(result="ok").inc()
+    if again.conflict:
+        queue.retry(key)
+        return
+    queue.forget(key)
+    if again.after is not None:
+        queue.add(key, again.after)
+
+
+class Operator:
+    """All parts of one operator process."""
+
+    def __init__(self, config: Config, master: bytes, api: Api) -> None:
+        self._config = config
+        self.queue: WorkQueue[ModelKey] = WorkQueue()
+        self.cache = Cache(self.queue.add)
+        self.reports = Reports(self.cache.all_pods, self.queue.add, master, config.report_port)
+        self.reconciler = Reconciler(api, self.cache, self.reports, config, master)
+        self.relister = Relister(api, self.cache, config.relist_seconds, self._forget)
+        self.health = Health(self.relister, self.queue, self.cache, config.relist_seconds, self._ended)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._failure = ""
+
+    def _forget(self) -> None:
+        self.reconciler.forget(self.cache.uids())
+
+    def _ended(self) -> str:
+        return self._failure
+
+    def _start(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(self._task_done)
+        self._tasks.append(task)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        self._failure = f"the task {task.get_name()} has ended: {task.exception()!r}"
+        log.error("The operator ends, since %s.", self._failure, exc_info=task.exception())
+        self._stop.set()
+
+    async def _work(self) -> None:
+        await self.relister.listed.wait()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._config.workers):
+                group.create_task(worker(self.queue, self.reconciler))
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.health.stop()
+
+    async def run(self) -> str:
+        """Runs until the process is told to end; returns why it ended when something failed, else ""."""
+        port = await self.health.start(self._config.health_host, self._config.health_port)
+        log.info("The operator watches %d kinds; its health is told on port %d.", len(WATCHED), port)
+        self._start("relist", self.relister.run())
+        self._start("reports", self.reports.run())
+        self._start("workers", self._work())
+        try:
+            await watch(self.cache, settings_of(), self._stop, self._end)
+        finally:
+            await self._end()
+        return self._failure
+
+
+async def run(config: Config, master: bytes) -> str:
+    """Runs the operator with the credentials of its surroundings; returns why it failed, or ""."""
+    async with Api(connection(settings_of()), token_file()) as api:
+        return await Operator(config, master, api).run()

@@ -1,0 +1,156 @@
+"""Builds the Deployment of a pool's serving pods. Pure; a part of `plan`.
+
+The pod meets Pod Security `restricted`: an unprivileged user, no capabilities, a read-only root, no API credentials.
+Its contract with the serving pod's process is the environment and the mounted files named here.
+"""
+
+from typing import Any
+
+from tandem_api.model import Device, ModelSpec
+from tandem_api.names import (
+    CACHE_FOLDER,
+    CATALOG_FILE,
+    CATALOG_FOLDER,
+    CLAIMS_FOLDER,
+    HEALTH_PORT,
+    HTTP_PORT,
+    INTERNAL_PORT,
+    POOL_KEY_FILE,
+    POOL_KEY_FOLDER,
+)
+from tandem_operator.config import ServerConfig
+from tandem_operator.kinds import Obj
+
+USER_ID = 10001
+CONTAINER = "server"
+GPU_RESOURCE = "nvidia.com/gpu"
+
+
+def claim_of(source: str) -> str | None:
+    """The PersistentVolumeClaim that a `pvc://claim/folder` source names; None for other sources."""
+    return source.removeprefix("pvc://").split("/", 1)[0] if source.startswith("pvc://") else None
+
+
+def _volumes(name: str, spec: ModelSpec, server: ServerConfig) -> tuple[list[Obj], list[Obj]]:
+    volumes: list[Obj] = [
+        {"name": "catalog", "configMap": {"name": name}},
+        {"name": "pool-key", "secret": {"secretName": name}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", "emptyDir": {}},
+    ]
+    mounts: list[Obj] = [
+        # Whole folders, never subPath: the kubelet does not refresh a file that is mounted by subPath.
+        {"name": "catalog", "mountPath": CATALOG_FOLDER, "readOnly": True},
+        {"name": "pool-key", "mountPath": POOL_KEY_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (a volume of the pod's own)
+        {"name": "cache", "mountPath": CACHE_FOLDER},
+    ]
+    claim = claim_of(spec.source)
+    if claim is not None:
+        volumes.append({"name": "source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        mounts.append({"name": "source", "mountPath": f"{CLAIMS_FOLDER}/{claim}", "readOnly": True})
+    return volumes + server.extra_volumes, mounts + server.extra_volume_mounts
+
+
+def _resources(spec: ModelSpec) -> Obj:
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if spec.resources.cpu is not None:
+        requests["cpu"] = spec.resources.cpu
+    if spec.resources.memory is not None:
+        requests["memory"] = limits["memory"] = spec.resources.memory
+    if spec.device == Device.GPU:
+        limits[GPU_RESOURCE] = requests[GPU_RESOURCE] = str(spec.resources.gpus)
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _environment(spec: ModelSpec, server: ServerConfig) -> list[Obj]:
+    values = {
+        "TANDEM_CATALOG": f"{CATALOG_FOLDER}/{CATALOG_FILE}",
+        "TANDEM_POOL_KEY_FILE": f"{POOL_KEY_FOLDER}/{POOL_KEY_FILE}",
+        "TANDEM_DEVICE": spec.device.value,
+        "TANDEM_CACHE": CACHE_FOLDER,
+        "HF_HOME": f"{CACHE_FOLDER}/huggingface",
+        "HOME": "/tmp",  # noqa: S108
+        "TMPDIR": "/tmp",  # noqa: S108
+    }
+    own: list[Obj] = [{"name": key, "value": value} for key, value in values.items()]
+    own.append({"name": "TANDEM_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
+    taken = {one["name"] for one in own}
+    return own + [one for one in server.env if one["name"] not in taken]
+
+
+def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": "health"},
+        "periodSeconds": period,
+        "timeoutSeconds": 3,
+        "failureThreshold": failures,
+    }
+
+
+def _container(spec: ModelSpec, server: ServerConfig, mounts: list[Obj]) -> Obj:
+    container = {
+        "name": CONTAINER,
+        "image": server.image,
+        "imagePullPolicy": server.image_pull_policy,
+        "command": server.command,
+        "env": _environment(spec, server),
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT},
+            {"name": "internal", "containerPort": INTERNAL_PORT},
+            {"name": "health", "containerPort": HEALTH_PORT},
+        ],
+        # The front end must answer early; how long weights take to load is the readiness probe's matter alone.
+        "startupProbe": _probe("/healthz", 1, server.startup_seconds),
+        "readinessProbe": _probe("/readyz", 1, 2),
+        "livenessProbe": _probe("/healthz", 10, 6),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # The last lines of a crashed container's log become part of the Model's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+    resources = _resources(spec)
+    return container | ({"resources": resources} if resources else {})
+
+
+def deployment_spec(
+    name: str, labels: dict[str, str], selector: dict[str, str], spec: ModelSpec, server: ServerConfig
+) -> Obj:
+    """The `spec` of the Deployment `name`: its ConfigMap and Secret bear the same name.
+
+    The catalog's content is no part of it: a change of the catalog alone reaches pods by the mounted file.
+    """
+    volumes, mounts = _volumes(name, spec, server)
+    pod: Obj = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # A pod drains by itself and exits as soon as it is idle; this only bounds the longest answer.
+        "terminationGracePeriodSeconds": server.termination_grace_period_seconds,
+        "containers": [_container(spec, server, mounts)],
+        "volumes": volumes,
+    }
+    if server.image_pull_secrets:
+        pod["imagePullSecrets"] = server.image_pull_secrets
+    if server.node_selector:
+        pod["nodeSelector"] = server.node_selector
+    if server.tolerations:
+        pod["tolerations"] = server.tolerations
+    return {
+        "replicas": 1 if spec.replicas is None else spec.replicas,
+        "revisionHistoryLimit": 2,
+        "progressDeadlineSeconds": 3600,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "selector": {"matchLabels": selector},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
+    }

@@ -1,0 +1,146 @@
+"""One reconcile of one Model: observe -> plan -> act -> status. Level-triggered, idempotent; knows nothing of kopf.
+
+Called by the workers of the queue with a key; raises ApiError when the API server refuses or is out of reach, and the
+worker tries again later.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tandem_api.model import ModelStatus
+from tandem_api.names import API_VERSION, CATALOG_REVISION_ANNOTATION, STATUS_FIELD_MANAGER
+from tandem_operator.act import Actor, Outcome, Writer
+from tandem_operator.api import ApiError
+from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.config import Config
+from tandem_operator.events import Recorder
+from tandem_operator.kinds import MODEL, POD
+from tandem_operator.metrics import STATUS_WRITES, WRITES
+from tandem_operator.observe import Observed, observe
+from tandem_operator.plan import plan
+from tandem_operator.refresh import Refresher
+from tandem_operator.reports import Reports
+from tandem_operator.status import compute, fields_of, urgent
+from tandem_operator.transitions import happenings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Again:
+    """When to reconcile the key next without a nudge: in `after` seconds, or by back-off when `conflict`."""
+
+    after: float | None = None
+    conflict: bool = False
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Reconciler:
+    """Carries out reconciles; holds what must be remembered between them."""
+
+    def __init__(
+        self,
+        api: Writer,
+        cache: Cache,
+        reports: Reports,
+        config: Config,
+        master: bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._reports = reports
+        self._config = config
+        self._master = master
+        self._clock = clock
+        self._actor = Actor(api, cache)
+        self._recorder = Recorder(api)
+        self._refresher = Refresher(clock)
+        self._status_written: dict[ModelKey, float] = {}
+
+    async def reconcile(self, key: ModelKey) -> Again:
+        """Brings one Model's objects and status to what they should be."""
+        observed = observe(self._cache, self._reports.seen, key)
+        if observed is None or observed.deleting:
+            # Owner references make the garbage collector remove everything; there is no finalizer to release.
+            self._status_written.pop(key, None)
+            return Again()
+        outcome, look_again = Outcome(), None
+        if observed.spec is not None:
+            planned = plan(observed, self._config.server, self._master)
+            outcome = await self._actor.act(observed, planned)
+            look_again = await self._refresh(observed, planned.catalog.revision)
+        # What was just written is part of what the status tells.
+        fresh = observe(self._cache, self._reports.seen, key) or observed
+        due = await self._tell(fresh, outcome)
+        waits = [wait for wait in (look_again, due) if wait is not None]
+        return Again(min(waits) if waits else None, conflict=bool(outcome.conflicts))
+
+    async def _refresh(self, observed: Observed, revision: str) -> float | None:
+        for pod in observed.pods:
+            self._reports.expect(pod.uid, revision)
+        touches, again = self._refresher.due(observed.pods, revision)
+        for touch in touches:
+            body = {"metadata": {"uid": touch.pod.uid, "annotations": {CATALOG_REVISION_ANNOTATION: touch.value}}}
+            name = touch.pod.name
+            try:
+                await self._api.patch(POD, observed.key.namespace, name, body, "application/merge-patch+json")
+            except ApiError as error:
+                if error.code not in (404, 409):  # the pod is gone, or another has its name
+                    raise
+                continue
+            WRITES.labels(kind=POD.name, action="touch").inc()
+            log.info("Touched pod %s of Model %s, so that it reads catalog %s.", name, observed.key, touch.value)
+        return again
+
+    async def _tell(self, observed: Observed, outcome: Outcome) -> float | None:
+        """Writes the status when it changed; returns in how many seconds a change that may wait is due."""
+        before, after = observed.status, compute(observed, outcome.conflicts, _now())
+        found = self._recorder.deaths(observed) + happenings(observed, outcome, after)
+        wait: float | None = None
+        if fields_of(before) != fields_of(after):
+            since = self._clock() - self._status_written.get(observed.key, float("-inf"))
+            if urgent(before, after) or since >= self._config.gauge_seconds:
+                await self._write(observed, after)
+            else:
+                wait = self._config.gauge_seconds - since
+        await self._recorder.post(observed, found)
+        return wait
+
+    async def _write(self, observed: Observed, status: ModelStatus) -> None:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": MODEL.name,
+            "metadata": {"name": observed.key.name, "namespace": observed.key.namespace, "uid": observed.uid},
+            "status": fields_of(status),
+        }
+        try:
+            live = await self._api.apply(MODEL, body, manager=STATUS_FIELD_MANAGER, subresource="status")
+        except ApiError as error:
+            if error.code in (404, 409):  # the Model was deleted meanwhile
+                return
+            raise
+        STATUS_WRITES.inc()
+        self._status_written[observed.key] = self._clock()
+        self._cache.put(MODEL, live)
+        _log_conditions(observed, status)
+
+    def forget(self, uids: set[str]) -> None:
+        """Drops memories of objects other than those with the UIDs that still exist."""
+        self._actor.forget(uids)
+        self._recorder.forget(uids)
+        self._refresher.forget(uids)
+
+
+def _log_conditions(observed: Observed, after: ModelStatus) -> None:
+    before = {one.type: (one.status, one.reason) for one in observed.status.conditions}
+    for one in after.conditions:
+        if before.get(one.type) != (one.status, one.reason):
+            extra = {"object": str(observed.key), "generation": observed.generation, "reason": one.reason}
+            log.info("Model %s: %s is %s: %s", observed.key, one.type, one.status.value, one.message, extra=extra)

@@ -1,0 +1,183 @@
+"""Asks serving pods for their reports; beside the watches the second source of what a reconcile observes.
+
+Often (1 s) where something moves: requests, a load, a pod that is not ready yet, a catalog not yet read; seldom (15 s)
+elsewhere. Reports are level-triggered: a lost one is made good by the next, and an unreachable pod keeps its last one.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import aiohttp
+from pydantic import ValidationError
+
+from tandem_api.keys import pool_key
+from tandem_api.names import POOL_UID_LABEL
+from tandem_api.report import ModelState, Report
+from tandem_operator.cache import ModelKey, model_of
+from tandem_operator.kinds import POD, Obj, uid_of
+from tandem_operator.metrics import REPORT_POLLS
+from tandem_operator.observe import PodView, Seen
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 1.0
+IDLE_SECONDS = 15.0
+AT_ONCE = 64
+_TICK_SECONDS = 0.2
+_LARGEST = 1 << 20
+_TIMEOUT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pod that can be asked."""
+
+    uid: str
+    pool_uid: str
+    key: ModelKey
+    address: str
+    ready: bool
+
+
+def target_of(pod: Obj) -> Target | None:
+    """How to ask a pod; None when it has no address yet, has ended, or is ending."""
+    status = pod.get("status", {})
+    key = model_of(POD, pod)
+    if key is None or not status.get("podIP") or status.get("phase") != "Running":
+        return None
+    view = PodView(pod)
+    if view.terminating:
+        return None
+    pool_uid = pod["metadata"]["labels"].get(POOL_UID_LABEL, "")
+    return Target(uid_of(pod), pool_uid, key, str(status["podIP"]), view.ready)
+
+
+def interval(target: Target, seen: Seen, expected: str | None) -> float:
+    """Seconds until the pod is to be asked again; `expected` is the catalog revision that it should have read."""
+    report = seen.report
+    if report is None or not target.ready:
+        return BUSY_SECONDS
+    moving = any(model.busy or model.queued or model.state == ModelState.LOADING for model in report.models)
+    behind = expected is not None and report.catalog_revision != expected
+    return BUSY_SECONDS if moving or behind else IDLE_SECONDS
+
+
+def moved(before: Report | None, after: Report) -> bool:
+    """Whether a report says something that a reconcile would act on or tell."""
+    return before is None or _essence(before) != _essence(after)
+
+
+def _essence(report: Report) -> Report:
+    models = [model.model_copy(update={"step_rate": 0.0, "admitted_total": 0}) for model in report.models]
+    return report.model_copy(update={"devices": [], "models": models})
+
+
+class Reports:
+    """Keeps `seen` (by pod UID) fresh while `run` runs; nudges the Model of a pod that says something new."""
+
+    def __init__(
+        self,
+        pods: Callable[[], Iterable[Obj]],
+        nudge: Callable[[ModelKey], None],
+        master: bytes,
+        port: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pods = pods
+        self._nudge = nudge
+        self._master = master
+        self._port = port
+        self._clock = clock
+        self.seen: dict[str, Seen] = {}
+        self._expected: dict[str, str] = {}
+        self._due: dict[str, float] = {}
+        self._asking: set[str] = set()
+
+    def expect(self, uid: str, revision: str) -> None:
+        """Says which catalog revision a pod should have read; while its report says another it is asked often."""
+        if self._expected.get(uid) != revision:
+            self._expected[uid] = revision
+            self._due[uid] = 0.0
+
+    async def run(self) -> None:
+        """Asks pods as they become due, until cancelled."""
+        connector = aiohttp.TCPConnector(limit=AT_ONCE)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            while True:
+                for target in self.due():
+                    self._asking.add(target.uid)
+                    group.create_task(self._ask(session, target))
+                await asyncio.sleep(_TICK_SECONDS)
+
+    def due(self) -> list[Target]:
+        """The pods to ask now, at most 64 at once; forgets those that are gone."""
+        targets = {target.uid: target for target in map(target_of, self._pods()) if target is not None}
+        for memory in (self.seen, self._expected, self._due):
+            for uid in [uid for uid in memory if uid not in targets]:
+                del memory[uid]
+        now = self._clock()
+        ready = [one for uid, one in targets.items() if uid not in self._asking and self._due.get(uid, 0.0) <= now]
+        ready.sort(key=lambda one: self._due.get(one.uid, 0.0))
+        return ready[: AT_ONCE - len(self._asking)]
+
+    async def _ask(self, session: aiohttp.ClientSession, target: Target) -> None:
+        try:
+            report = await self._fetch(session, target)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError) as error:
+            self.failed(target, _cause(error))
+        else:
+            self.answered(target, report)
+        finally:
+            self._asking.discard(target.uid)
+
+    async def _fetch(self, session: aiohttp.ClientSession, target: Target) -> Report:
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        headers = {"Authorization": f"Bearer {pool_key(self._master, target.pool_uid)}"}
+        url = f"http://{host}:{self._port}/internal/report"
+        async with session.get(url, headers=headers, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ValueError(f"its report answered HTTP {response.status}")
+            content = await response.content.read(_LARGEST + 1)
+            while len(content) <= _LARGEST and not response.content.at_eof():
+                content += await response.content.read(_LARGEST + 1 - len(content))
+            if len(content) > _LARGEST:
+                raise ValueError(f"its report is longer than {_LARGEST} bytes")
+            return Report.model_validate_json(content)
+
+    def answered(self, target: Target, report: Report) -> None:
+        """Takes in a report."""
+        REPORT_POLLS.labels(result="ok").inc()
+        before = self.seen.get(target.uid, Seen())
+        seen = Seen(report, self._clock())
+        self.seen[target.uid] = seen
+        self._again(target, seen)
+        if before.stale or moved(before.report, report):
+            self._nudge(target.key)
+
+    def failed(self, target: Target, cause: str) -> None:
+        """Marks what a pod last said as stale."""
+        REPORT_POLLS.labels(result="failed").inc()
+        before = self.seen.get(target.uid, Seen())
+        self.seen[target.uid] = replace(before, stale=True, error=cause)
+        self._again(target, self.seen[target.uid])
+        if not before.stale:
+            if before.report is not None:
+                log.warning("A pod of Model %s at %s does not answer: %s.", target.key, target.address, cause)
+            self._nudge(target.key)
+
+    def _again(self, target: Target, seen: Seen) -> None:
+        delay = interval(target, seen, self._expected.get(target.uid))
+        self._due[target.uid] = self._clock() + delay * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, no secret)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return f"its report is not as agreed: {error.errors()[0]['msg']}"
+    return str(error) or type(error).__name__
