@@ -8,7 +8,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_devcluster import cgroups, cleanup, network, node_lock, packages, paths, pause_image, ports, toolchain
+from tandem_devcluster import (
+    cgroups,
+    cleanup,
+    dev_image,
+    network,
+    node_lock,
+    packages,
+    paths,
+    pause_image,
+    ports,
+    toolchain,
+)
 from tandem_devcluster.children import last_lines
 from tandem_devcluster.errors import DevclusterError
 from tandem_devcluster.node import import_command
@@ -80,7 +91,7 @@ def _specify(name: str, node: bool, qps: int, progress: Progress) -> Spec:
         raise DevclusterError("a cluster with a node needs root: run the same command with sudo, or without --node")
     packages.provide(packages.NODE, progress)
     kubernetes, coredns = toolchain.provide("kubernetes", progress), toolchain.provide("coredns", progress)
-    images = [str(pause_image.provide(progress))]
+    images = [str(pause_image.provide(progress)), str(dev_image.dev_image(progress)[0])]
     return Spec(name, True, str(kubernetes), str(coredns), images, qps=qps)
 
 

@@ -20,7 +20,7 @@ NAME = "tandem.dev/dev:1"
 USER = 10001
 PYTHON = "/usr/bin/python3"
 MINIMUM = (3, 11)
-PACKAGES = ("python3", "libstdc++6", "zlib1g", "dash", "coreutils", "base-files", "netbase", "tzdata", "libc-bin")
+PACKAGES = ("python3", "libstdc++6", "zlib1g", "dash", "coreutils", "grep", "base-files", "netbase", "tzdata", "libc-bin")
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _TRIMMED = (
     *("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bug"),
@@ -30,7 +30,12 @@ _TRIMMED = (
 _SETTINGS = {
     "User": f"{USER}:{USER}",
     "WorkingDir": "/tmp",  # noqa: S108 - the image's
-    "Env": ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/tmp", "LANG=C.UTF-8"],
+    "Env": [
+        "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME=/tmp",
+        "LANG=C.UTF-8",
+        f"SSL_CERT_FILE={_BUNDLE}",
+    ],
     "Cmd": [PYTHON],
 }
 _VERSION = "1"  # of what this module makes of the packages
@@ -99,6 +104,8 @@ def _finish(root: Path) -> None:
     etc = root / "etc"
     (etc / "passwd").write_text(f"root:x:0:0:root:/root:/bin/sh\nnonroot:x:{USER}:{USER}:nonroot:/tmp:/bin/sh\n")
     (etc / "group").write_text(f"root:x:0:\nnonroot:x:{USER}:\n")
+    for name in ("hostname", "resolv.conf"):  # the build machine's
+        (etc / name).unlink(missing_ok=True)
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
     bundle = root / _BUNDLE.relative_to("/")
     bundle.parent.mkdir(parents=True, exist_ok=True)
