@@ -1,0 +1,126 @@
+"""What models there are, in each dialect's shape: answered by the gateway itself, over all Models.
+
+Beside the path of proxied requests. Pure functions of the directory: Models tell what could be served, the pods'
+last reports what is loaded.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from tandem_api.model import Artifact
+from tandem_api.report import ModelReport, ModelState
+from tandem_gateway.directory import Directory
+from tandem_gateway.objects import ModelView
+
+NEVER = "9999-12-31T23:59:59Z"
+"""Expiry of what stays loaded for ever; clients of Ollama print it so."""
+_EPOCH = "1970-01-01T00:00:00Z"
+
+
+def openai_models(directory: Directory) -> dict[str, Any]:
+    """The body of `GET /v1/models`."""
+    return {"object": "list", "data": [openai_model(directory, model) for model in directory.table.models()]}
+
+
+def openai_model(directory: Directory, model: ModelView) -> dict[str, Any]:
+    """One entry, and the body of `GET /v1/models/{id}`."""
+    entry: dict[str, Any] = {
+        "id": directory.public_name(model),
+        "object": "model",
+        "created": _unix(model.created),
+        "owned_by": model.namespace,
+    }
+    if context := _context(directory, model):
+        entry["context_length"] = context
+    return entry
+
+
+def ollama_tags(directory: Directory) -> dict[str, Any]:
+    """The body of `GET /api/tags`."""
+    return {"models": [_tag(directory, model) for model in directory.table.models()]}
+
+
+def ollama_ps(directory: Directory) -> dict[str, Any]:
+    """The body of `GET /api/ps`: models that are loaded in some pod, the longest-lived first."""
+    running = []
+    for model in directory.table.models():
+        loaded = _loaded(directory, model)
+        if not loaded:
+            continue
+        first = max(loaded, key=lambda report: report.size_bytes)
+        expiries = [report.expires_at or NEVER for report in loaded]
+        running.append(
+            {
+                **_named(directory, model),
+                "size": first.size_bytes,
+                "digest": _digest(model, first.artifact),
+                "details": _details(first.artifact or model.artifact),
+                "expires_at": max(expiries),
+                "size_vram": first.size_bytes if "GPU" in first.processor else 0,
+                "context_length": min(report.context_given for report in loaded),
+            }
+        )
+    return {"models": sorted(running, key=lambda entry: str(entry["expires_at"]), reverse=True)}
+
+
+def _tag(directory: Directory, model: ModelView) -> dict[str, Any]:
+    artifact = model.artifact
+    return {
+        **_named(directory, model),
+        "modified_at": model.created or _EPOCH,
+        "size": artifact.weight_bytes if artifact else 0,
+        "digest": _digest(model, None),
+        "details": _details(artifact),
+    }
+
+
+def _named(directory: Directory, model: ModelView) -> dict[str, str]:
+    name = directory.public_name(model)
+    return {"name": name, "model": name}
+
+
+def _loaded(directory: Directory, model: ModelView) -> list[ModelReport]:
+    reports = []
+    for pod in directory.table.pods_of(model):
+        held = directory.loads.reports.get(pod.uid)
+        entry = held.report.model(model.name) if held and not held.stale else None
+        if entry and entry.state is ModelState.LOADED:
+            reports.append(entry)
+    return reports
+
+
+def _context(directory: Directory, model: ModelView) -> int | None:
+    given = [report.context_given for report in _loaded(directory, model) if report.context_given]
+    return min(given) if given else model.context
+
+
+def _digest(model: ModelView, artifact: Artifact | None) -> str:
+    found = artifact or model.artifact
+    return found.config_digest if found else ""
+
+
+def _details(artifact: Artifact | None) -> dict[str, Any]:
+    family = artifact.architecture if artifact else ""
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": _parameters(artifact.parameters) if artifact and artifact.parameters else "",
+        "quantization_level": artifact.dtype if artifact else "",
+    }
+
+
+def _parameters(count: int) -> str:
+    """As Ollama prints it: 3.2M, 7.6B."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    return str(count)
+
+
+def _unix(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return 0
