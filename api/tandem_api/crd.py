@@ -113,6 +113,16 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
     return result
 
 
+def without_defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with no default anywhere: in a status the API server must not invent what nobody observed."""
+    bare = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in bare:
+        bare["properties"] = {name: without_defaults(value) for name, value in bare["properties"].items()}
+    if "items" in bare:
+        bare["items"] = without_defaults(bare["items"])
+    return bare
+
+
 def model_crd() -> dict[str, Any]:
     """The CustomResourceDefinition of Model as one object."""
     spec_json = ModelSpec.model_json_schema(by_alias=True)
@@ -128,7 +138,7 @@ def model_crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural(status_json, status_json.get("$defs", {})),
+            "status": without_defaults(structural(status_json, status_json.get("$defs", {}))),
         },
         "x-kubernetes-validations": NAME_RULES,
     }

@@ -70,6 +70,8 @@ def _environment(spec: ModelSpec, server: ServerConfig) -> list[Obj]:
         "TANDEM_POOL_KEY_FILE": f"{POOL_KEY_FOLDER}/{POOL_KEY_FILE}",
         "TANDEM_DEVICE": spec.device.value,
         "TANDEM_CACHE": CACHE_FOLDER,
+        # Ten seconds less than the kubelet gives, so that what still runs is told of the end before it is killed.
+        "TANDEM_DRAIN_SECONDS": str(max(10, server.termination_grace_period_seconds - 10)),
         "HF_HOME": f"{CACHE_FOLDER}/huggingface",
         "HOME": "/tmp",  # noqa: S108
         "TMPDIR": "/tmp",  # noqa: S108
