@@ -18,6 +18,9 @@ from tandem_operator.observe import Desired, Observed, Plan
 
 log = logging.getLogger(__name__)
 
+_REFUSALS = {400, 403, 404, 413, 422}
+"""Answers that say a request is wrong or not allowed: a person has to do something, so the Model tells of it."""
+
 
 class Writer(Protocol):
     """What `act` needs of the API client."""
@@ -31,12 +34,13 @@ class Writer(Protocol):
 
 @dataclass
 class Outcome:
-    """What `act` did: created and changed objects as `Kind name`, and a sentence for each conflict."""
+    """What `act` did (of a changed object also where), a sentence for each conflict, and what the API server refused."""
 
     created: list[tuple[Kind, str]] = field(default_factory=list)
-    changed: list[tuple[Kind, str]] = field(default_factory=list)
+    changed: list[tuple[Kind, str, str]] = field(default_factory=list)
     deleted: list[tuple[Kind, str]] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    refused: str = ""
 
 
 class Actor:
@@ -48,15 +52,25 @@ class Actor:
         self._applied: dict[str, tuple[str, int]] = {}
 
     async def act(self, observed: Observed, plan: Plan) -> Outcome:
-        """Creates, applies and prunes; raises ApiError when the API server refuses or cannot be reached."""
+        """Creates, applies and prunes; raises ApiError when the API server cannot be reached or has it changed."""
         outcome = Outcome()
+        try:
+            await self._carry_out(observed, plan, outcome)
+        except ApiError as error:
+            if error.code not in _REFUSALS:
+                raise
+            outcome.refused = str(error)
+        finally:
+            _log(observed.key, outcome)
+        return outcome
+
+    async def _carry_out(self, observed: Observed, plan: Plan, outcome: Outcome) -> None:
         for desired in plan.objects:
             await self._ensure(observed, desired, outcome)
         wanted = {(desired.kind, name_of(desired.obj)) for desired in plan.objects}
         for kind, entry in observed.owned:
             if (kind, name_of(entry.obj)) not in wanted and "deletionTimestamp" not in entry.obj["metadata"]:
                 await self._prune(observed.key, kind, entry.obj, outcome)
-        return outcome
 
     async def _ensure(self, observed: Observed, desired: Desired, outcome: Outcome) -> None:
         kind, name, namespace = desired.kind, name_of(desired.obj), observed.key.namespace
@@ -74,7 +88,6 @@ class Actor:
                 self._stored(kind, created)
                 outcome.created.append((kind, name))
                 WRITES.labels(kind=kind.name, action="create").inc()
-                log.info("Created the %s %s of Model %s.", kind.name, name, observed.key)
                 return
         conflict = _conflict(kind, entry.obj, observed)
         if conflict is not None:
@@ -98,9 +111,9 @@ class Actor:
         live = await self._api.apply(kind, obj)
         self._stored(kind, live)
         self._applied[uid] = (_digest(desired.obj), int(live["metadata"]["resourceVersion"]))
-        outcome.changed.append((kind, name))
+        outcome.changed.append((kind, name, where))
         WRITES.labels(kind=kind.name, action="apply").inc()
-        log.info("Changed the %s %s of Model %s: %s was not as planned.", kind.name, name, key, where)
+        log.info("Changed %s %s of Model %s: %s was not as planned.", kind.name, name, key, where)
 
     async def _take_over_creation(self, kind: Kind, namespace: str, name: str) -> None:
         """Makes the fields that our POST set count as applied.
@@ -128,7 +141,6 @@ class Actor:
             return
         outcome.deleted.append((kind, name_of(obj)))
         WRITES.labels(kind=kind.name, action="delete").inc()
-        log.info("Deleted the %s %s of Model %s: it is no longer wanted.", kind.name, name_of(obj), key)
 
     def _stored(self, kind: Kind, obj: Obj) -> None:
         """Stores our own write at once, so that the next reconcile does not wait for the watch to tell of it."""
@@ -137,6 +149,13 @@ class Actor:
     def forget(self, uids: set[str]) -> None:
         """Drops what is remembered of objects other than those with the UIDs that still exist."""
         self._applied = {uid: one for uid, one in self._applied.items() if uid in uids}
+
+
+def _log(key: ModelKey, outcome: Outcome) -> None:
+    for done, objects in (("Created", outcome.created), ("Deleted what is no longer wanted:", outcome.deleted)):
+        if objects:
+            told = ", ".join(f"{kind.name} {name}" for kind, name in objects)
+            log.info("%s %s of Model %s.", done, told, key, extra={"object": str(key)})
 
 
 def _digest(obj: Obj) -> str:

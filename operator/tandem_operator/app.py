@@ -52,7 +52,7 @@ async def _one(key: ModelKey, queue: WorkQueue[ModelKey], reconciler: Reconciler
     finally:
         RECONCILE_SECONDS.observe(time.perf_counter() - started)
     RECONCILES.labels(result="ok").inc()
-    if again.conflict:
+    if again.hindered:
         queue.retry(key)
         return
     queue.forget(key)

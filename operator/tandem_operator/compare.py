@@ -16,15 +16,22 @@ _FACTORS = {
     None: Decimal(1), "m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9),
     "T": Decimal(10**12), "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
 }  # fmt: skip
+NO_LONGER_WANTED = "a field that is no longer wanted"
 _IDENTITY = ("name", "mountPath", "uid")
 
 
 def difference(desired: Obj, live: Obj) -> str | None:
-    """The path of the first desired thing that `live` lacks, or None when there is none."""
+    """The path of the first desired thing that `live` lacks, or None when there is none.
+
+    `NO_LONGER_WANTED` when nothing is lacking, but the live object was made from another plan.
+    """
+    metadata = {key: value for key, value in desired["metadata"].items() if key != "annotations"}
+    lacking = _missing({**desired, "metadata": metadata}, live, "")
+    if lacking is not None:
+        return lacking
     wanted = desired["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION]
-    if (live["metadata"].get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION) != wanted:
-        return "metadata.annotations"
-    return _missing(desired, live, "")
+    present = (live["metadata"].get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION)
+    return None if present == wanted else NO_LONGER_WANTED
 
 
 def _missing(desired: Any, live: Any, path: str) -> str | None:

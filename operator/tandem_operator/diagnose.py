@@ -99,13 +99,12 @@ def _silent(pod: PodView) -> Diagnosis:
     if pod.ready:
         why = f": {sentence(pod.seen.error)}" if pod.seen.error else " yet."
         return Diagnosis("NotReported", f"Pod {pod.name} is ready; its report could not be read{why}", serving=True)
+    node = pod.obj.get("spec", {}).get("nodeName")
+    if not node:
+        return Diagnosis("Starting", f"Pod {pod.name} has been made and waits for the scheduler.")
     if pod.obj.get("status", {}).get("phase") != "Running":
-        return Diagnosis("Starting", f"Pod {pod.name} is being started on node {_node(pod)}.")
+        return Diagnosis("Starting", f"Pod {pod.name} is being started on node {node}.")
     return Diagnosis("Starting", f"The server in pod {pod.name} starts; it has not reported yet.")
-
-
-def _node(pod: PodView) -> str:
-    return str(pod.obj.get("spec", {}).get("nodeName") or "(none yet)")
 
 
 def _reported(pod: PodView, entry: ModelReport) -> Diagnosis:

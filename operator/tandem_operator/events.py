@@ -82,13 +82,6 @@ class Recorder:
     async def post(self, observed: Observed, found: list[Happening]) -> None:
         """Posts each of the happenings, in order."""
         for happening in found:
-            log.log(
-                logging.WARNING if happening.warning else logging.INFO,
-                "Model %s: %s: %s",
-                observed.key,
-                happening.reason,
-                happening.note,
-            )
             event = event_of(observed, happening, datetime.now(UTC), self._unique())
             try:
                 await self._api.create(EVENT, event)

@@ -24,17 +24,17 @@ from tandem_operator.plan import plan
 from tandem_operator.refresh import Refresher
 from tandem_operator.reports import Reports
 from tandem_operator.status import compute, fields_of, urgent
-from tandem_operator.transitions import happenings
+from tandem_operator.transitions import Happening, happenings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Again:
-    """When to reconcile the key next without a nudge: in `after` seconds, or by back-off when `conflict`."""
+    """When to reconcile the key next without a nudge: in `after` seconds, or after its back-off when `hindered`."""
 
     after: float | None = None
-    conflict: bool = False
+    hindered: bool = False
 
 
 def _now() -> str:
@@ -80,7 +80,7 @@ class Reconciler:
         fresh = observe(self._cache, self._reports.seen, key) or observed
         due = await self._tell(fresh, outcome)
         waits = [wait for wait in (look_again, due) if wait is not None]
-        return Again(min(waits) if waits else None, conflict=bool(outcome.conflicts))
+        return Again(min(waits) if waits else None, hindered=bool(outcome.conflicts or outcome.refused))
 
     async def _refresh(self, observed: Observed, revision: str) -> float | None:
         for pod in observed.pods:
@@ -101,7 +101,7 @@ class Reconciler:
 
     async def _tell(self, observed: Observed, outcome: Outcome) -> float | None:
         """Writes the status when it changed; returns in how many seconds a change that may wait is due."""
-        before, after = observed.status, compute(observed, outcome.conflicts, _now())
+        before, after = observed.status, compute(observed, outcome, _now())
         found = self._recorder.deaths(observed) + happenings(observed, outcome, after)
         wait: float | None = None
         if fields_of(before) != fields_of(after):
@@ -110,6 +110,7 @@ class Reconciler:
                 await self._write(observed, after)
             else:
                 wait = self._config.gauge_seconds - since
+        _log(observed, found, after)
         await self._recorder.post(observed, found)
         return wait
 
@@ -129,7 +130,6 @@ class Reconciler:
         STATUS_WRITES.inc()
         self._status_written[observed.key] = self._clock()
         self._cache.put(MODEL, live)
-        _log_conditions(observed, status)
 
     def forget(self, uids: set[str]) -> None:
         """Drops memories of objects other than those with the UIDs that still exist."""
@@ -138,9 +138,17 @@ class Reconciler:
         self._refresher.forget(uids)
 
 
-def _log_conditions(observed: Observed, after: ModelStatus) -> None:
+def _log(observed: Observed, found: list[Happening], after: ModelStatus) -> None:
+    """One sentence a decision: what an Event or a flipped condition says, but nothing twice."""
+    lines = [(one.warning, one.reason, one.note) for one in found if one.reason != "Created"]
     before = {one.type: (one.status, one.reason) for one in observed.status.conditions}
     for one in after.conditions:
         if before.get(one.type) != (one.status, one.reason):
-            extra = {"object": str(observed.key), "generation": observed.generation, "reason": one.reason}
-            log.info("Model %s: %s is %s: %s", observed.key, one.type, one.status.value, one.message, extra=extra)
+            lines.append((False, one.reason, one.message))
+    told = ""
+    for warning, reason, message in lines:
+        if message in told:
+            continue
+        told += message
+        extra = {"object": str(observed.key), "generation": observed.generation, "reason": reason}
+        log.log(logging.WARNING if warning else logging.INFO, "Model %s: %s", observed.key, message, extra=extra)

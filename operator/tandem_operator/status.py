@@ -4,12 +4,12 @@ Nothing here is derived from the clock but `lastTransitionTime`, and that only w
 observations give equal statuses and nothing is written.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem_api.model import Condition, ConditionStatus, ModelStatus
 from tandem_api.report import ModelReport, ModelState
-from tandem_operator.diagnose import Diagnosis, diagnose, human_bytes
+from tandem_operator.act import Outcome
+from tandem_operator.diagnose import Diagnosis, diagnose, human_bytes, sentence
 from tandem_operator.kinds import DEPLOYMENT, Obj
 from tandem_operator.observe import Observed, PodView
 from tandem_operator.plan import selector_of
@@ -28,6 +28,7 @@ class Facts:
     pods: tuple[tuple[PodView, Diagnosis], ...]
     deployment: Obj | None
     conflicts: tuple[str, ...]
+    refused: str
     invalid: str
 
     @property
@@ -50,9 +51,9 @@ class Facts:
         return [entry for entry in self.reports() if entry.state == ModelState.LOADED]
 
 
-def compute(observed: Observed, conflicts: Sequence[str], now: str) -> ModelStatus:
+def compute(observed: Observed, outcome: Outcome, now: str) -> ModelStatus:
     """The status of a Model; `now` is the time of day (RFC 3339) that flipped conditions bear."""
-    facts = _facts(observed, conflicts)
+    facts = _facts(observed, outcome)
     conditions = [_ready(facts), _loaded(facts), _progressing(facts)]
     conditions += [one for one in (_context_reduced(facts), _name_conflict(facts)) if one is not None]
     before = {condition.type: condition for condition in observed.status.conditions}
@@ -77,14 +78,16 @@ def compute(observed: Observed, conflicts: Sequence[str], now: str) -> ModelStat
     )
 
 
-def _facts(observed: Observed, conflicts: Sequence[str]) -> Facts:
+def _facts(observed: Observed, outcome: Outcome) -> Facts:
     pods = tuple((pod, diagnose(pod, observed.key.name)) for pod in observed.pods if not pod.terminating)
     deployment = observed.owned_object(DEPLOYMENT)
     if observed.spec is not None:
         wanted = 1 if observed.spec.replicas is None else observed.spec.replicas
     else:
         wanted = int(deployment["spec"].get("replicas", 1)) if deployment else 0
-    return Facts(observed.key.name, wanted, pods, deployment, tuple(conflicts), observed.invalid)
+    return Facts(
+        observed.key.name, wanted, pods, deployment, tuple(outcome.conflicts), outcome.refused, observed.invalid
+    )
 
 
 def _until(loaded: list[ModelReport]) -> str | None:
@@ -109,7 +112,11 @@ def _stamped(condition: Condition, before: Condition | None, generation: int, no
 def _pods_forbidden(facts: Facts) -> str | None:
     conditions = (facts.deployment or {}).get("status", {}).get("conditions") or []
     failure = next((one for one in conditions if one["type"] == "ReplicaFailure" and one["status"] == "True"), None)
-    return None if failure is None else f"The cluster refuses to create the pods: {failure.get('message', '')}"
+    return (
+        None
+        if failure is None
+        else f"The cluster refuses to create the pods: {sentence(str(failure.get('message', '')))}"
+    )
 
 
 def _ready(facts: Facts) -> Condition:
@@ -130,6 +137,8 @@ def _ready(facts: Facts) -> Condition:
         return _condition("Ready", TRUE, "Loaded" if reason == "NotReported" else reason, message)
     if facts.conflicts:
         return _condition("Ready", FALSE, "NameConflict", _conflict_message(facts))
+    if facts.refused:
+        return _condition("Ready", FALSE, "Refused", _refusal_message(facts))
     if facts.worst is not None:
         return _condition("Ready", FALSE, facts.worst.reason, facts.worst.message)
     if facts.wanted == 0:
@@ -155,8 +164,11 @@ def _loaded(facts: Facts) -> Condition:
     if not facts.pods:
         return _condition("Loaded", FALSE, "NoPods", "There is no pod that could hold the model.")
     told = facts.worst or facts.pods[0][1]
-    status = UNKNOWN if told.reason == "NotReported" else FALSE
-    return _condition("Loaded", status, told.reason, told.message)
+    if told.reason == "NotReported":
+        return _condition("Loaded", UNKNOWN, told.reason, told.message)
+    # Ready tells what is the matter; only a load's own words stand here too.
+    words = f" {told.message}" if told.reason in ("Loading", "LoadFailed") else ""
+    return _condition("Loaded", FALSE, told.reason, f"0 of {facts.wanted} pods hold the model.{words}")
 
 
 def _progressing(facts: Facts) -> Condition:
@@ -165,6 +177,8 @@ def _progressing(facts: Facts) -> Condition:
         return _condition("Progressing", FALSE, "Invalid", "Nothing is changed until the Model is valid again.")
     if facts.conflicts:
         return _condition("Progressing", FALSE, "NameConflict", _conflict_message(facts))
+    if facts.refused:
+        return _condition("Progressing", FALSE, "Refused", _refusal_message(facts))
     forbidden = _pods_forbidden(facts)
     if forbidden is not None:
         return _condition("Progressing", FALSE, "PodsForbidden", forbidden)
@@ -202,6 +216,10 @@ def _context_reduced(facts: Facts) -> Condition | None:
         message += "lower spec.slots or spec.context.length."
         return _condition("ContextReduced", TRUE, "MemoryShort", message)
     return None
+
+
+def _refusal_message(facts: Facts) -> str:
+    return f"The API server refuses an object that the Model needs: {sentence(facts.refused)} It is tried again."
 
 
 def _conflict_message(facts: Facts) -> str:

@@ -9,12 +9,13 @@ from datetime import datetime
 
 from tandem_api.model import Condition, ConditionStatus, ModelStatus
 from tandem_operator.act import Outcome
+from tandem_operator.compare import NO_LONGER_WANTED
 from tandem_operator.kinds import DEPLOYMENT
 from tandem_operator.observe import Observed, PodView
 
 _FAILURES = {
     "Unschedulable", "ImagePullFailed", "ContainerNotCreated", "OutOfMemory", "CrashLooping", "LoadFailed",
-    "PodsForbidden", "NameConflict", "Invalid",
+    "PodsForbidden", "NameConflict", "Invalid", "Refused",
 }  # fmt: skip
 
 
@@ -46,8 +47,8 @@ def happenings(observed: Observed, outcome: Outcome, after: ModelStatus) -> list
         if kind == DEPLOYMENT
     ]
     found += [
-        Happening("Changed", "Apply", f"Changed Deployment {name}; its pods are replaced one by one.")
-        for kind, name in outcome.changed
+        Happening("Changed", "Apply", _changed(observed, name, where))
+        for kind, name, where in outcome.changed
         if kind == DEPLOYMENT
     ]
     found += _load(observed, before, after)
@@ -61,6 +62,14 @@ def happenings(observed: Observed, outcome: Outcome, after: ModelStatus) -> list
 def _pods(observed: Observed) -> str:
     count = 1 if observed.spec is None or observed.spec.replicas is None else observed.spec.replicas
     return "1 pod" if count == 1 else f"{count} pods"
+
+
+def _changed(observed: Observed, name: str, where: str) -> str:
+    if where == "spec.replicas":
+        return f"Scaled Deployment {name} to {_pods(observed)}."
+    if where.startswith("spec.template") or where == NO_LONGER_WANTED:
+        return f"Changed Deployment {name} ({where}); its pods are replaced one by one."
+    return f"Changed Deployment {name} ({where})."
 
 
 def _load(observed: Observed, before: ModelStatus, after: ModelStatus) -> list[Happening]:
