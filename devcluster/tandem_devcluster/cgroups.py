@@ -1,6 +1,7 @@
 """The one cgroup below which all pods run: made before the kubelet starts, removed by the keeper. Version 1 and 2."""
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -53,19 +54,14 @@ def remove() -> None:
         with contextlib.suppress(OSError):
             (top / "cgroup.kill").write_text("1")  # version 2
         while top.exists():
-            for folder in sorted((each for each in top.rglob("*") if each.is_dir()), reverse=True):
-                _remove(folder)
-            if not _remove(top):
+            for folder, _, _ in os.walk(top, topdown=False):
+                _remove(Path(folder))
+            if top.exists():
                 if time.monotonic() > deadline:
                     raise DevclusterError(f"the cgroup {top} is still in use: see the processes in its cgroup.procs")
                 time.sleep(_POLL_S)
 
 
-def _remove(folder: Path) -> bool:
-    try:
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # busy for a moment: `remove` asks again
         folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

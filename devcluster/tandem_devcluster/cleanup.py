@@ -74,22 +74,29 @@ def children_of(parent: int) -> list[int]:
 
 
 def remove_folder(folder: Path, keep: tuple[str, ...] = ()) -> None:
-    """Removes the folder, or all in it but `keep`. Refuses while something is mounted below it."""
+    """Removes the folder, or all in it but `keep`. Refuses while something is mounted below it.
+
+    Two processes may do it at once. `state.json` goes last: as long as it is there it says who is cleaning up.
+    """
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     below = [path for path in mounted if path == str(folder) or path.startswith(f"{folder}/")]
     if below:
         raise DevclusterError(f"{below[0]} is still mounted, so {folder} was left: run `umount {below[0]}` and `down`")
-    if not folder.exists():
-        return
-    for entry in list(folder.iterdir()):
-        if entry.name in keep:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-    if not keep:
-        folder.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "state.json"):
+            if entry.name in keep:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, onerror=_unless_gone)
+            else:
+                entry.unlink(missing_ok=True)
+        if not keep:
+            folder.rmdir()
+
+
+def _unless_gone(_function: object, _path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
 
 
 def stop(keeper: ProcessId, timeout_s: float) -> None:

@@ -211,7 +211,7 @@ def _start_keeper(folder: Path, lock: int | None) -> None:
     search = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     (folder / "log").mkdir()
     with (folder / "log" / "keeper.log").open("ab") as log:
-        subprocess.run(
+        started = subprocess.run(
             [sys.executable, "-m", "tandem_devcluster.keeper", str(folder), *map(str, inherited)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -220,17 +220,22 @@ def _start_keeper(folder: Path, lock: int | None) -> None:
             env={**os.environ, "PYTHONPATH": search},
             start_new_session=True,
             pass_fds=inherited,
-            check=True,
+            check=False,
             timeout=30,
         )
+    if started.returncode != 0:
+        raise _ended(folder)
 
 
 def _wait(folder: Path, progress: Progress) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
+    first = read_state(folder)
     with progress.step(f"Starting the cluster '{folder.name}'", lambda: _phase(folder).step):
         while (phase := _phase(folder)).phase == "starting":
             state = read_state(folder)
             if state is None or not alive(state.keeper):
+                if first is not None:
+                    cleanup.wait_for_end(first.keeper, DOWN_TIMEOUT_S)
                 raise _ended(folder)
             if time.monotonic() > deadline:
                 raise DevclusterError(f"the cluster was not ready within {START_TIMEOUT_S:.0f} s, at: {phase.step}")
@@ -252,8 +257,10 @@ def _clean_stale(folder: Path, state: State | None) -> None:
     if state is not None:
         cleanup.kill(state.supervisor)
     if spec is not None and spec.node:
-        network.remove_link()
-        cgroups.remove()
+        with node_lock.free() as free:
+            if free:  # else they are another cluster's by now
+                network.remove_link()
+                cgroups.remove()
     cleanup.remove_folder(folder)
 
 

@@ -20,7 +20,18 @@ NAME = "tandem.dev/dev:1"
 USER = 10001
 PYTHON = "/usr/bin/python3"
 MINIMUM = (3, 11)
-PACKAGES = ("python3", "libstdc++6", "zlib1g", "dash", "coreutils", "grep", "base-files", "netbase", "tzdata", "libc-bin")
+PACKAGES = (
+    "python3",
+    "libstdc++6",
+    "zlib1g",
+    "dash",
+    "coreutils",
+    "grep",
+    "base-files",
+    "netbase",
+    "tzdata",
+    "libc-bin",
+)
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _TRIMMED = (
     *("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bug"),

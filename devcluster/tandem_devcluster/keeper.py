@@ -28,14 +28,17 @@ class Keeper:
         self._supervisor = 0
         self._stopping = False
 
-    def run(self) -> None:
-        """Starts the supervisor and returns when it and everything of it is gone."""
+    def run(self, told: int) -> None:
+        """Starts the supervisor and returns when it and everything of it is gone; writes a byte to `told` at once."""
         kernel.adopt_orphans()
         if self._lock is not None:
             node_lock.pass_on(self._lock, self._folder)
         signal.signal(signal.SIGTERM, self._stop)
         self._write_state(None)
+        os.write(told, b"1")
+        os.close(told)
         try:
+            self._remove_machine_wide()  # what a killed keeper may have left
             self._supervisor, report, go = self._fork()
             self._write_state(self._identity(self._supervisor))
             if os.read(report, 1) and not self._stopping:
@@ -47,18 +50,23 @@ class Keeper:
         finally:
             # First deaf, then reaped: a late SIGTERM must not reach another process that got the pid.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self._clean()
-            if self._lock is not None:
-                node_lock.give_back(self._lock)
+            try:
+                self._clean()
+            finally:
+                if self._lock is not None:
+                    node_lock.give_back(self._lock)
 
     def _clean(self) -> None:
         cleanup.reap_descendants()
-        if self._spec.node:
-            network.remove_link()
-            cgroups.remove()
+        self._remove_machine_wide()
         phase = read_phase(self._folder)
         failed = phase is not None and phase.phase == "failed" and not self._stopping
         cleanup.remove_folder(self._folder, cleanup.KEPT_AFTER_FAILURE if failed else ())
+
+    def _remove_machine_wide(self) -> None:
+        if self._spec.node:
+            network.remove_link()
+            cgroups.remove()
 
     def _write_state(self, supervisor: ProcessId | None) -> None:
         write_json(self._folder / "state.json", State(self._me, self._created, supervisor))
@@ -123,9 +131,12 @@ def main() -> int:
     if spec is None:
         print(f"{folder} holds no spec.json", file=sys.stderr)
         return 2
+    started, told = os.pipe()
     if os.fork():
-        os._exit(0)
-    Keeper(folder, spec, lock).run()
+        os.close(told)
+        return 0 if os.read(started, 1) else 1  # until the keeper stands in state.json, or has failed to
+    os.close(started)
+    Keeper(folder, spec, lock).run(told)
     return 0
 
 
