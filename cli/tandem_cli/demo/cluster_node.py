@@ -9,7 +9,7 @@ from tandem_cli.demo.clusters import MODELS_CLAIM, NAME, SYSTEM_NAMESPACE, DemoC
 from tandem_cli.demo.commands import Kubernetes
 from tandem_cli.demo.story import DemoError, Story
 from tandem_devcluster import cluster as devcluster
-from tandem_devcluster import image, volumes
+from tandem_devcluster import dev_image, volumes
 from tandem_devcluster.errors import DevclusterError
 from tandem_devcluster.progress import Progress
 
@@ -41,7 +41,7 @@ class NodeCluster(DemoCluster):
         """The development image; code and libraries come from this machine's disk, read-only."""
         claims = {"tandem-venv": "/opt/tandem/venv", "tandem-source": "/opt/tandem/source"}
         return {
-            "image": image.DEV_IMAGE,
+            "image": dev_image.NAME,
             "imagePullPolicy": "Never",
             "python": "/opt/tandem/venv/bin/python",
             "pythonPath": ":".join(f"/opt/tandem/source/{package}" for package in PACKAGES),

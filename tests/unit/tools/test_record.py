@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 SPEC = importlib.util.spec_from_file_location("record", Path(__file__).resolve().parents[3] / "tools" / "record.py")
-assert SPEC and SPEC.loader
+assert SPEC
+assert SPEC.loader
 record = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(record)
 
