@@ -1,0 +1,167 @@
+"""The fused decoder: token ids in, last hidden states and logits out, keys and values kept by slot.
+
+On the path of a step, between the plan and the sampler. Each slot owns a contiguous stretch of the cache, so that
+nothing is gathered: a decode step works on the first `rows` slots as one view. A row's result depends on its own
+tokens only: attention spans are multiples of `SPAN`, prompts run in chunks whose borders are the request's own, and
+the matrices are row-invariant (see `linear.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.rope import rope_tables
+from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
+
+SPAN = 512
+"""Torch's CPU attention works through keys in blocks of 512; a span of other lengths would sum in another order."""
+UNEVEN = 2
+"""Above this ratio of computed to needed spans, slots are attended to one by one rather than at the longest span."""
+
+
+class Decoder:
+    """A decoder with room for `slots` sequences of `context` tokens."""
+
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int) -> None:
+        self.config, self.weights, self.slots, self.context = config, weights, slots, context
+        table = weights.embedding
+        self.device, self.dtype = table.device, table.dtype
+        self.capacity = capacity_for(context)
+        self.scratch = self.capacity - 1
+        """Position that rows without a request write to; no request ever reads it."""
+        shape = (slots, 2 * config.kv_heads, self.capacity, config.head_size)
+        self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(config.layers)]
+        self._flat = [layer.view(-1, config.head_size) for layer in self.cache]
+        self._cos, self._sin = rope_tables(config.rope, config.head_size, self.capacity, self.dtype, self.device)
+        heads = torch.arange(2 * config.kv_heads, device=self.device)
+        rows = torch.arange(slots, device=self.device)[:, None] * (2 * config.kv_heads) + heads
+        self._row_starts = rows * self.capacity
+        self._keys = torch.arange(self.capacity, device=self.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all slots' keys and values."""
+        return sum(layer.nbytes for layer in self.cache)
+
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """One token for each of the first `len(tokens)` slots.
+
+        Args:
+            tokens: int64 `[rows]`, the input token of each slot (any valid id where the slot does not take part).
+            positions: int64 `[rows]`, where it stands; `scratch` where the slot does not take part.
+            lengths: the same on the host: keys to attend to, 0 where the slot does not take part.
+
+        Returns:
+            Hidden states `[rows, hidden]`, normalised.
+        """
+        rows, kv, size = len(lengths), self.config.kv_heads, self.config.head_size
+        spans = [min(-(-length // SPAN) * SPAN, self.capacity) for length in lengths]
+        span = max(spans)
+        uneven = rows * span > UNEVEN * sum(spans)
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        targets = (self._row_starts[:rows] + positions[:, None]).view(-1)
+        unseen = self._keys[:span] > positions[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, float("-inf"))
+        mask = mask[:, None, None]
+        x = F.embedding(tokens, self.weights.embedding)
+        for index, layer in enumerate(self.weights.layers):
+            qk, v = self._project(layer, x, cos, sin)
+            query, key = qk[:, : self.config.heads], qk[:, self.config.heads :]
+            self._flat[index].index_copy_(0, targets, torch.cat((key, v), 1).view(-1, size))
+            folded = query.reshape(rows, kv, -1, size)
+            cache = self.cache[index]
+            if uneven:
+                mixed = self._attend_one_by_one(folded, cache, mask, spans)
+            else:
+                mixed = F.scaled_dot_product_attention(
+                    folded, cache[:rows, :kv, :span], cache[:rows, kv:, :span], attn_mask=mask
+                )
+            x = self._finish(layer, x, mixed.reshape(rows, -1))
+        return F.rms_norm(x, (self.config.hidden,), self.weights.norm, self.config.norm_epsilon)
+
+    def _attend_one_by_one(
+        self, query: torch.Tensor, cache: torch.Tensor, mask: torch.Tensor, spans: list[int]
+    ) -> torch.Tensor:
+        kv = self.config.kv_heads
+        mixed = torch.zeros_like(query)
+        for slot, span in enumerate(spans):
+            if span:
+                mixed[slot] = F.scaled_dot_product_attention(
+                    query[slot : slot + 1],
+                    cache[slot : slot + 1, :kv, :span],
+                    cache[slot : slot + 1, kv:, :span],
+                    attn_mask=mask[slot : slot + 1, ..., :span],
+                )[0]
+        return mixed
+
+    def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """A chunk of one slot's prompt.
+
+        Args:
+            slot: which.
+            tokens: int64 `[count]`, standing at `start` and after it.
+            start: how many of the slot's tokens are in the cache already.
+
+        Returns:
+            The last token's hidden state `[1, hidden]`, normalised.
+        """
+        count, kv, size = len(tokens), self.config.kv_heads, self.config.head_size
+        end, group = start + count, self.config.heads // kv
+        cos, sin = self._cos[start:end, None], self._sin[start:end, None]
+        mask = None
+        if start:
+            unseen = self._keys[:end] > self._keys[start:end, None]
+            mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, float("-inf"))
+        x = F.embedding(tokens, self.weights.embedding)
+        for index, layer in enumerate(self.weights.layers):
+            qk, v = self._project(layer, x, cos, sin)
+            own = self.cache[index][slot]
+            own[:kv, start:end] = qk[:, self.config.heads :].transpose(0, 1)
+            own[kv:, start:end] = v.transpose(0, 1)
+            # Key heads stand where the batch would, and their query heads share them through a stride of zero.
+            mixed = F.scaled_dot_product_attention(
+                qk[:, : self.config.heads].transpose(0, 1).view(kv, group, count, size),
+                own[:kv, None, :end].expand(kv, group, end, size),
+                own[kv:, None, :end].expand(kv, group, end, size),
+                attn_mask=mask,
+                is_causal=mask is None,
+            )
+            x = self._finish(layer, x, mixed.reshape(-1, count, size).transpose(0, 1).reshape(count, -1))
+        return F.rms_norm(x[-1:], (self.config.hidden,), self.weights.norm, self.config.norm_epsilon)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[rows, vocabulary]`."""
+        return self.weights.head(hidden).float()
+
+    def clear(self, slot: int) -> None:
+        """Zeroes a slot whose numbers went wrong: attention multiplies what it masks by 0, and 0 x NaN is NaN."""
+        for layer in self.cache:
+            layer[slot].zero_()
+
+    def _project(
+        self, layer: LayerWeights, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys, turned to their positions, `[rows, heads + kv_heads, size]`; values."""
+        config, epsilon = self.config, self.config.norm_epsilon
+        normed = F.rms_norm(x, (config.hidden,), layer.input_norm, epsilon)
+        qkv = layer.qkv(normed).view(len(x), -1, config.head_size)
+        turning = config.heads + config.kv_heads
+        qk, v = qkv[:, :turning], qkv[:, turning:]
+        if layer.query_norm is not None:
+            size = (config.head_size,)
+            query = F.rms_norm(qk[:, : config.heads], size, layer.query_norm, epsilon)
+            qk = torch.cat((query, F.rms_norm(qk[:, config.heads :], size, layer.key_norm, epsilon)), 1)
+        return torch.addcmul(qk * cos, qk.roll(config.head_size // 2, -1), sin), v
+
+    def _finish(self, layer: LayerWeights, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """What follows attention in a block: output projection and feed-forward, each onto the residual."""
+        x = layer.output.onto(x, mixed)
+        normed = F.rms_norm(x, (self.config.hidden,), layer.post_norm, self.config.norm_epsilon)
+        gate, up = layer.gate_up(normed).chunk(2, -1)
+        return layer.down.onto(x, F.silu(gate) * up)
+
+
+def capacity_for(context: int) -> int:
+    """Positions that a slot takes in the cache: `context`, one to write idle rows to, rounded up to whole spans."""
+    positions = context + 1
+    return -(-positions // 64) * 64 if positions < SPAN else -(-positions // SPAN) * SPAN

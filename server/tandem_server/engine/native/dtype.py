@@ -1,0 +1,69 @@
+"""Chooses the number format to compute in: the one asked for, else the one that this machine multiplies fastest.
+
+Which is faster depends on the CPU: without bf16 instructions bfloat16 wins at batch 1 and loses several times over
+at batch 8. So `Auto` measures the model's largest layer at both ends.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.linear import make_linear
+
+NAMES = {"Float32": torch.float32, "BFloat16": torch.bfloat16, "Float16": torch.float16}
+FILE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CLEARLY_FASTER = 0.9
+"""bfloat16 is taken when it needs at most this share of float32's time."""
+
+
+def choose_dtype(
+    asked: str, config: DecoderConfig, device: torch.device, slots: int, timer: Callable[[torch.dtype], float] | None
+) -> tuple[torch.dtype, str]:
+    """The format, and why in half a sentence. `timer` (None: measure) gives seconds of a format's multiplications."""
+    if asked != "Auto":
+        if asked not in NAMES:
+            raise LoadError(f"dtype {asked} is not known; Auto, {', '.join(NAMES)} are")
+        return NAMES[asked], f"{asked} as asked"
+    stored = stored_dtype(config)
+    if device.type != "cpu":
+        return stored, f"{_name(stored)} as the checkpoint has it"
+    if stored is torch.float32:
+        return stored, "Float32 as the checkpoint has it"
+    if stored is torch.float16:
+        return torch.float32, "Float32, which CPUs compute faster than the checkpoint's Float16"
+    timer = timer or (lambda dtype: time_largest_layer(config, slots, dtype))
+    plain, half = timer(torch.float32), timer(torch.bfloat16)
+    numbers = f"the largest layer takes {plain * 1e6:.0f} us in Float32, {half * 1e6:.0f} us in BFloat16"
+    if half <= CLEARLY_FASTER * plain:
+        return torch.bfloat16, f"BFloat16 by measurement ({numbers})"
+    return torch.float32, f"Float32 by measurement ({numbers})"
+
+
+def stored_dtype(config: DecoderConfig) -> torch.dtype:
+    """The format that the checkpoint says it is in."""
+    return FILE_NAMES.get(config.dtype.removeprefix("torch."), torch.float32)
+
+
+@torch.inference_mode()
+def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype) -> float:
+    """Seconds of one multiplication by the widest layer matrix at batch 1, and one at batch `slots`; best of 9."""
+    width = max(2 * config.intermediate, config.qkv_width)
+    linear = make_linear(torch.ones(width, config.hidden, dtype=dtype), None)
+    seconds = 0.0
+    for rows in (1, slots):
+        x = torch.ones(rows, config.hidden, dtype=dtype)
+        linear(x)
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            linear(x)
+            times.append(time.perf_counter() - began)
+        seconds += min(times)
+    return seconds
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, value in NAMES.items() if value is dtype)

@@ -1,0 +1,193 @@
+"""Sentence embeddings: a BERT-style encoder of the transformers library, pooled and normalised.
+
+The embedding models' engine: requests are served one after the other in order of arrival, each in batches of inputs
+of like length. Weights come from safetensors only, and no code of the checkpoint is ever run.
+"""
+
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tandem_server.engine.interface import Link, LoadError, ProgressReporter
+from tandem_server.engine.native.checkpoint import Checkpoint
+from tandem_server.engine.native.config import architecture_of, read_json
+from tandem_server.engine.native.dtype import NAMES
+from tandem_server.engine.native.engine import DEFAULT_SLOTS, open_device
+from tandem_server.engine.native.pooling import PoolingConfig, pool, read_pooling
+from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
+from tandem_server.engine.wire import Abort, Embed, Embedded, Loaded, RunnerSpec, Stats, Stop, TokenRow, Tokens
+
+log = logging.getLogger("tandem.runner")
+
+BATCH_TOKENS = 4096
+"""Padded tokens of one forward: bounds the memory that a request of many inputs takes."""
+TASK_HEADS = ("pooler.",)
+"""Parts of a checkpoint, or of the library's class, that pooled embeddings do not use."""
+
+
+class EmbeddingEngine:
+    """One resident encoder."""
+
+    def __init__(self, model: Any, pooling: PoolingConfig, loaded: Loaded, vocabulary: int) -> None:
+        self.loaded = loaded
+        self._model, self._pooling, self._vocabulary = model, pooling, vocabulary
+        self._device = next(model.parameters()).device
+        self._queue: deque[Embed] = deque()
+        self._forwards = 0
+        self._inputs = 0
+
+    def serve(self, link: Link) -> None:
+        """Answers requests in order of arrival until a `Stop`."""
+        while True:
+            for message in link.receive(None if not self._queue else 0):
+                match message:
+                    case Stop():
+                        return
+                    case Embed():
+                        self._queue.append(message)
+                    case Abort():
+                        self._abort(message.request, link)
+                    case _:
+                        problem = "this model makes embeddings; it writes no text"
+                        link.send(Tokens(self._forwards, [TokenRow(message.request, [], "error", problem)]))
+            if self._queue:
+                self._answer(self._queue.popleft(), link)
+
+    def _abort(self, request: int, link: Link) -> None:
+        """Forgets a request that waits; one that is being answered gets its answer."""
+        for waiting in [embed for embed in self._queue if embed.request == request]:
+            self._queue.remove(waiting)
+            link.send(Tokens(self._forwards, [TokenRow(request, [], "abort")]))
+
+    def _answer(self, embed: Embed, link: Link) -> None:
+        size, began, forwards = self.loaded.embedding_size, time.monotonic(), self._forwards
+        problem = self._problem(embed.inputs)
+        if problem is None:
+            vectors = self.embed(embed.inputs)
+            if not bool(vectors.isfinite().all()):
+                problem = "the model's output for this request was not a number (NaN)"
+        if problem is not None:
+            link.send(Embedded(embed.request, size, b"", problem))
+            return
+        link.send(Embedded(embed.request, size, vectors.numpy().astype("<f4", copy=False).tobytes()))
+        rate = (self._forwards - forwards) / max(time.monotonic() - began, 1e-9)
+        link.send(Stats(self._forwards, rate, self._inputs, len(self._queue), 0.0))
+
+    def _problem(self, inputs: list[list[int]]) -> str | None:
+        for index, tokens in enumerate(inputs):
+            if not tokens:
+                return f"input {index} has no tokens"
+            if len(tokens) > self.loaded.context:
+                return f"input {index} has {len(tokens)} tokens, the model takes {self.loaded.context}"
+            if min(tokens) < 0 or max(tokens) >= self._vocabulary:
+                return f"input {index} has a token id outside the vocabulary of {self._vocabulary}"
+        return None
+
+    @torch.inference_mode()
+    def embed(self, inputs: list[list[int]]) -> torch.Tensor:
+        """L2-normalised float32 `[inputs, size]` on the CPU, in the order of `inputs`; none may be empty."""
+        order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+        vectors = torch.empty(len(inputs), self.loaded.embedding_size)
+        for batch in _batches(order, inputs):
+            longest = max(len(inputs[index]) for index in batch)
+            tokens = torch.tensor([inputs[index] + [0] * (longest - len(inputs[index])) for index in batch])
+            mask = torch.tensor([[1] * len(inputs[i]) + [0] * (longest - len(inputs[i])) for i in batch])
+            tokens, mask = tokens.to(self._device), mask.to(self._device)
+            states = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
+            vectors[torch.tensor(batch)] = pool(states, mask, self._pooling.kind).cpu()
+            self._forwards += 1
+        self._inputs += len(inputs)
+        return vectors
+
+
+def _batches(order: list[int], inputs: list[list[int]]) -> list[list[int]]:
+    """`order` (by rising length) in runs of at most `BATCH_TOKENS` padded tokens, at least one input each."""
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * len(inputs[index]) <= BATCH_TOKENS:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
+    """Loads an encoder. Raises LoadError."""
+    folder = Path(spec.path)
+    raw = read_json(folder / "config.json")
+    architecture = architecture_of(raw)
+    pooling = read_pooling(folder)
+    device, device_name = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
+    checkpoint = Checkpoint(folder, report)
+    check_weights_fit(checkpoint.total_bytes, available_bytes(device))
+    report("reading weights", 0, checkpoint.total_bytes)
+    dtype = NAMES.get(spec.dtype, torch.float32)
+    model = _read_model(folder, dtype, checkpoint.names()).to(device).eval()
+    report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
+    limit = _positions(raw, architecture)
+    limit = min(limit, pooling.max_tokens or limit)
+    context = min(limit, spec.context or limit)
+    parameters = list(model.parameters())
+    weight_bytes = sum(p.nbytes for p in parameters)
+    loaded = Loaded(
+        task="Embed",
+        architecture=architecture,
+        parameters=sum(p.numel() for p in parameters),
+        weight_bytes=weight_bytes,
+        cache_bytes=0,
+        overhead_bytes=max(0, resident_bytes() - weight_bytes) if device.type == "cpu" else 0,
+        device=device_name,
+        device_kind="GPU" if device.type == "cuda" else "CPU",
+        dtype=str(dtype).removeprefix("torch."),
+        slots=spec.slots or DEFAULT_SLOTS,
+        context_limit=limit,
+        context=context,
+        context_reason=_context_reason(spec, limit),
+        embedding_size=int(model.config.hidden_size),
+        engine_reason=f"native engine: {architecture} through the transformers library, {pooling.kind} pooling",
+    )
+    engine = EmbeddingEngine(model, pooling, loaded, int(model.config.vocab_size))
+    engine.embed([[0, 1]])
+    return engine
+
+
+def _context_reason(spec: RunnerSpec, limit: int) -> str:
+    if spec.context is not None and spec.context > limit:
+        return f"{spec.context} tokens were asked for, the model was made for {limit}"
+    return ""
+
+
+def _positions(raw: dict[str, Any], architecture: str) -> int:
+    """Longest input in tokens; the Roberta family's positions begin behind the padding index."""
+    positions = int(raw.get("max_position_embeddings", 512))
+    shifted = architecture.startswith(("Roberta", "XLMRoberta", "MPNet"))
+    return positions - (int(raw.get("pad_token_id", 1)) + 1 if shifted else 0)
+
+
+def _read_model(folder: Path, dtype: torch.dtype, names: set[str]) -> Any:
+    """The library's model, every weight accounted for."""
+    from transformers import AutoModel  # imported late: it takes seconds
+    from transformers import logging as library_logging
+
+    library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model, info = AutoModel.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(TASK_HEADS))
+    if missing:
+        raise LoadError(f"tensor {missing[0]} is missing from the checkpoint ({len(missing)} in all)")
+    mismatched = sorted(str(entry) for entry in info["mismatched_keys"])
+    if mismatched:
+        raise LoadError(f"tensor {mismatched[0]} has another shape than config.json calls for")
+    log.debug("%d tensors of the checkpoint are read", len(names))
+    return model

@@ -1,0 +1,181 @@
+"""The native engine for models that make text: loads a decoder, then runs one of the two loops.
+
+Called by the runner. `load_generator` does the steps of a load in order, each in a module of its own.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from tandem_server.engine.interface import Link, LoadError, ProgressReporter
+from tandem_server.engine.native.checkpoint import Checkpoint
+from tandem_server.engine.native.config import DecoderConfig, read_decoder_config
+from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
+from tandem_server.engine.native.executors import CudaExecutor, Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.linear import row_invariant_sizes
+from tandem_server.engine.native.loop import Loop
+from tandem_server.engine.native.plan import Admission, Chunk, Decode, Needs, StepPlan
+from tandem_server.engine.native.resources import (
+    ContextWish,
+    available_bytes,
+    check_weights_fit,
+    cpu_threads,
+    fit_context,
+    resident_bytes,
+)
+from tandem_server.engine.native.scheduler import Limits, Scheduler
+from tandem_server.engine.native.stats import StatsKeeper
+from tandem_server.engine.native.step import DeviceStep
+from tandem_server.engine.native.weights import DecoderWeights, load_decoder
+from tandem_server.engine.wire import Add, Loaded, RunnerSpec, Sampling
+
+log = logging.getLogger("tandem.runner")
+
+DEFAULT_SLOTS = 4
+ONE_THREAD_BELOW = 1 << 19
+"""Elements of the largest layer matrix."""
+CUDA_CHUNK, CUDA_BUDGET = 2048, 8192
+
+
+class NativeEngine:
+    """One resident decoder."""
+
+    def __init__(
+        self, spec: RunnerSpec, loaded: Loaded, step: DeviceStep, limits: Limits, device: torch.device
+    ) -> None:
+        self.loaded = loaded
+        self._spec, self._step, self._limits, self._device = spec, step, limits, device
+        self._admitted = 0
+
+    def serve(self, link: Link) -> None:
+        """Runs requests until a `Stop` arrives."""
+        scheduler = Scheduler(self._limits, self._on_admit)
+        executor = self._executor()
+        loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
+        try:
+            if self._spec.overlapped:
+                loop.run_overlapped()
+            else:
+                loop.run_plain()
+        finally:
+            executor.close()
+
+    def _executor(self) -> Executor:
+        if self._device.type == "cuda":
+            return CudaExecutor(self._step.compute, self._device)
+        if self._spec.overlapped:
+            return WorkerExecutor(self._step.compute, torch.get_num_threads())
+        return InlineExecutor(self._step.compute)
+
+    def _on_admit(self, add: Add, slot: int) -> None:
+        self._admitted += 1
+        log.info(
+            "admitted request %d to slot %d (admission %d: %d prompt tokens, at most %d new ones)",
+            add.request,
+            slot,
+            self._admitted,
+            len(add.prompt),
+            add.max_tokens,
+        )
+
+
+def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
+    """The device that the pod was told to use, and its name. Raises LoadError when it is not there.
+
+    `widest` is the number of elements of the model's largest layer matrix: for small ones a second CPU thread costs
+    more in handing over than it saves, and where the CPUs are shared it stalls every operation.
+    """
+    if spec.device != "GPU":
+        threads = cpu_threads(spec.threads or (1 if widest < ONE_THREAD_BELOW else None))
+        torch.set_num_threads(threads)
+        return torch.device("cpu"), f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.device("cuda", 0), torch.cuda.get_device_name(0)
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(
+            f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
+        ) from None
+
+
+def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
+    """Loads a decoder with everything a step needs. Raises LoadError."""
+    folder = Path(spec.path)
+    config = read_decoder_config(folder)
+    device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
+    slots = spec.slots or DEFAULT_SLOTS
+    dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None)
+    before = _used(device)
+    checkpoint = Checkpoint(folder, report)
+    check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored_dtype(config).itemsize, available_bytes(device))
+    weights = load_decoder(checkpoint, config, dtype, device)
+    checkpoint.close()
+    context, reason = fit_context(
+        ContextWish(spec.context, spec.min_context, spec.may_shrink),
+        config.context_limit,
+        slots,
+        config.cache_bytes_per_token(dtype.itemsize),
+        available_bytes(device),
+    )
+    report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
+    decoder = Decoder(config, weights, slots, context)
+    sizes = _row_sizes(weights, slots, dtype, device)
+    step = DeviceStep(decoder, sizes)
+    chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
+    limits = Limits(slots, context, config.vocabulary, chunk, budget)
+    _warm_up(step, limits)
+    loaded = Loaded(
+        task="Generate",
+        architecture=config.architecture,
+        parameters=weights.parameters,
+        weight_bytes=weights.bytes,
+        cache_bytes=decoder.cache_bytes,
+        overhead_bytes=_overhead(device, before, weights, decoder),
+        device=device_name,
+        device_kind="GPU" if device.type == "cuda" else "CPU",
+        dtype=str(dtype).removeprefix("torch."),
+        slots=slots,
+        context_limit=config.context_limit,
+        context=context,
+        context_reason=reason or _window_reason(config, spec),
+        embedding_size=0,
+        engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
+        f"steps of {', '.join(map(str, sizes))} rows",
+    )
+    return NativeEngine(spec, loaded, step, limits, device)
+
+
+def _row_sizes(weights: DecoderWeights, slots: int, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
+    """On a GPU every step computes all slots: the matrices are read once either way."""
+    with torch.inference_mode():
+        return row_invariant_sizes(weights.linears(), slots, dtype) if device.type == "cpu" else (slots,)
+
+
+def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:
+    if config.window_limited and spec.context is None:
+        return f"the model's attention window is {config.context_limit} tokens; a longer context is not supported yet"
+    return ""
+
+
+def _warm_up(step: DeviceStep, limits: Limits) -> None:
+    """One prompt and one decode step, so that the first request does not pay for set-up."""
+    admission = Admission(0, Sampling(temperature=0.0), [0])
+    prompt = Chunk(0, 0, [0] * min(32, limits.context - 1), True)
+    after = len(prompt.tokens)
+    step.compute(StepPlan(0, (admission,), (), (), (prompt,), ((0, after),), Needs())).to_host()
+    step.compute(StepPlan(0, (), (), (Decode(0, after),), (), ((0, after + 1),), Needs())).to_host()
+
+
+def _used(device: torch.device) -> int:
+    """Memory in use: of this process on a CPU, of the allocator on a GPU."""
+    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
+
+
+def _overhead(device: torch.device, before: int, weights: DecoderWeights, decoder: Decoder) -> int:
+    """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too."""
+    if device.type == "cpu":
+        # Pages of the cache that nothing was written to are not resident, so the cache is not subtracted.
+        return max(0, _used(device) - weights.bytes)
+    return max(0, _used(device) - before - weights.bytes - decoder.cache_bytes)

@@ -1,0 +1,83 @@
+"""What one step does: made on the host by the scheduler, carried out by `step.py`, read again when it is committed.
+
+A plan holds no tensors and no tokens that are not known yet: the input of a decode row is the slot's last token,
+which is on the device and may still be in the making when the plan is launched.
+"""
+
+from dataclasses import dataclass, field
+
+from tandem_server.engine.wire import Sampling
+
+BAD_ROW = -2
+"""In a step's tokens: this row's logits were not finite."""
+NOTHING = -1
+"""In a step's tokens and in poisoned buffers: no token here."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A request takes a slot: its sampling state goes to the device."""
+
+    slot: int
+    sampling: Sampling
+    prompt: list[int]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A slot's last token goes in, standing at `position`."""
+
+    slot: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part of a slot's prompt goes in; `final` when it is the last part."""
+
+    slot: int
+    start: int
+    tokens: list[int]
+    final: bool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which of the sampler's parts the step's rows call for; what none asks for is not computed."""
+
+    random: bool = False
+    short: bool = False
+    """A row keeps at most `SHORT_LIST` candidates."""
+    sorted: bool = False
+    """A row filters over the whole vocabulary."""
+    penalties: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One forward of a batch."""
+
+    number: int
+    admitted: tuple[Admission, ...] = ()
+    cleared: tuple[int, ...] = ()
+    """Slots whose cache is to be zeroed first, because their last request's numbers went wrong."""
+    decode: tuple[Decode, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    samples: tuple[tuple[int, int], ...] = ()
+    """(slot, position of the new token) of each row that gets a token."""
+    needs: Needs = field(default_factory=Needs)
+
+    def slots(self) -> set[int]:
+        """All slots that the step writes to."""
+        return {row.slot for row in self.decode} | {chunk.slot for chunk in self.chunks}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step, on the host."""
+
+    tokens: dict[int, int]
+    """Slot -> new token, or `BAD_ROW`."""
+    logprobs: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    """Slot -> the chosen token's pair, then the most likely ones."""

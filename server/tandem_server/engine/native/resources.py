@@ -1,0 +1,141 @@
+"""What the machine gives a runner: CPU threads and memory, as the container's limits have it, not as the host has.
+
+Read at load. The arithmetic (`fit_context`) is pure; the probes around it read `/proc`, `/sys/fs/cgroup` and CUDA.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.decoder import capacity_for
+
+CGROUP = Path("/sys/fs/cgroup")
+RESERVE_SHARE = 0.05
+RESERVE_BYTES = 256 << 20
+"""Left free for what a step needs beyond weights and contexts: the larger of the two."""
+
+
+def cpu_threads(asked: int | None, cgroup: Path = CGROUP) -> int:
+    """Threads to compute with: `asked`, else the CPUs that affinity and the cgroup's quota leave."""
+    if asked:
+        return asked
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _cpu_quota(cgroup))))
+
+
+def _cpu_quota(cgroup: Path) -> float:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
+    """Memory that may still be taken on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_machine_available(), _container_available(cgroup))
+
+
+def _machine_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _container_available(cgroup: Path) -> int:
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        reclaimable = _stat(cgroup / "memory.stat", "inactive_file")
+    except OSError:
+        try:
+            limit = (cgroup / "memory/memory.limit_in_bytes").read_text().strip()
+            used = int((cgroup / "memory/memory.usage_in_bytes").read_text())
+            reclaimable = _stat(cgroup / "memory/memory.stat", "total_inactive_file")
+        except OSError:
+            return 1 << 62
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used + reclaimable)
+
+
+def _stat(file: Path, key: str) -> int:
+    for line in file.read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is really in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class ContextWish:
+    """What was asked of the context, in tokens a slot."""
+
+    asked: int | None
+    minimum: int
+    may_shrink: bool
+
+
+def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int, available: int) -> tuple[int, str]:
+    """The context that each slot gets, and why it is smaller than asked (or "").
+
+    Args:
+        wish: asked, minimum, and whether less than asked will do.
+        limit: what the model was made for.
+        slots: sequences that run at once, each with its whole context.
+        bytes_per_token: keys and values of one token.
+        available: memory left once the weights are loaded.
+
+    Raises:
+        LoadError: not even the least context that will do fits; the text has the numbers.
+    """
+    reason = ""
+    context = wish.asked or limit
+    if context > limit:
+        reason = f"{context} tokens were asked for, the model was made for {limit}"
+        if not wish.may_shrink:
+            raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
+        context = limit
+    budget = available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
+    if slots * capacity_for(context) * bytes_per_token <= budget:
+        return context, reason
+    fitting = max(0, budget) // (slots * bytes_per_token) // 64 * 64
+    while fitting > 0 and slots * capacity_for(fitting) * bytes_per_token > budget:
+        fitting -= 64
+    numbers = (
+        f"{slots} slots of {context} tokens need {_mib(slots * capacity_for(context) * bytes_per_token)}, "
+        f"{_mib(max(0, budget))} is free beside the weights"
+    )
+    least = min(wish.minimum, context)
+    if not wish.may_shrink or fitting < least:
+        least_text = f"; at least {least} tokens are asked for" if wish.may_shrink else ""
+        raise LoadError(
+            f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
+        )
+    return fitting, f"{numbers}: reduced to {fitting} tokens"
+
+
+def check_weights_fit(needed: int, available: int) -> None:
+    """Raises LoadError with both numbers when the weights alone are too large."""
+    if needed > available:
+        raise LoadError(
+            f"the weights need {_mib(needed)}, {_mib(available)} is free; give the pod more memory or use a smaller "
+            "model"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -1,0 +1,162 @@
+"""Chooses the next token of every row at once, on the device, from state that is kept there by slot.
+
+Last part of a step. Each row's way through here depends on its own parameters only (`Needs` merely leaves out what
+no row asks for), so a token never depends on the neighbours. Random rows add Gumbel noise and take the largest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from tandem_server.engine.native.noise import gumbel, row_keys
+from tandem_server.engine.native.plan import Admission, Needs
+from tandem_server.engine.wire import Sampling
+
+SHORT_LIST = 128
+"""Rows with a top_k up to this are filtered among that many candidates; others sort the vocabulary."""
+
+
+def is_penalised(sampling: Sampling) -> bool:
+    """Whether earlier tokens change the request's logits."""
+    return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+
+
+def is_short(sampling: Sampling) -> bool:
+    """Whether the request's candidates fit the short list."""
+    return sampling.temperature > 0 and 0 < sampling.top_k <= SHORT_LIST
+
+
+def is_sorted(sampling: Sampling) -> bool:
+    """Whether the request filters over the whole vocabulary."""
+    filters = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return sampling.temperature > 0 and filters and not is_short(sampling)
+
+
+def needs_of(samplings: list[Sampling]) -> Needs:
+    """What a step whose rows are these calls for."""
+    logprobs = [sampling.logprobs for sampling in samplings if sampling.logprobs is not None]
+    return Needs(
+        random=any(sampling.temperature > 0 for sampling in samplings),
+        short=any(map(is_short, samplings)),
+        sorted=any(map(is_sorted, samplings)),
+        penalties=any(map(is_penalised, samplings)),
+        logprobs=max(logprobs) if logprobs else None,
+    )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens int64 `[rows]`; `finite` bool `[rows]`; with logprobs: ids `[rows, 1 + n]` and values, chosen first."""
+
+    tokens: torch.Tensor
+    finite: torch.Tensor
+    ids: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+
+class Sampler:
+    """Sampling state of all slots."""
+
+    def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
+        self._shape, self._device = (slots, vocabulary), device
+        # Columns: temperature (1 where greedy), top_p, min_p, repetition, presence and frequency penalty.
+        self._numbers = torch.ones(slots, 6, dtype=torch.float32, device=device)
+        # Columns: seed, top_k (the vocabulary's size for all), is random, is short, is sorted.
+        self._integers = torch.zeros(slots, 5, dtype=torch.int64, device=device)
+        self._vocabulary = torch.arange(vocabulary, device=device)[None]
+        self._counts: torch.Tensor | None = None
+        self._in_prompt: torch.Tensor | None = None
+
+    def admit(self, admission: Admission) -> None:
+        """Writes a request's parameters into its slot."""
+        s, slot = admission.sampling, admission.slot
+        numbers = (
+            s.temperature if s.temperature > 0 else 1.0,
+            s.top_p,
+            s.min_p,
+            s.repetition_penalty,
+            s.presence_penalty,
+            s.frequency_penalty,
+        )
+        top_k = min(s.top_k, self._shape[1]) if s.top_k > 0 else self._shape[1]
+        integers = (s.seed, top_k, s.temperature > 0, is_short(s), is_sorted(s))
+        self._numbers[slot] = torch.tensor(numbers, dtype=torch.float32)
+        self._integers[slot] = torch.tensor(integers, dtype=torch.int64)
+        if is_penalised(s) and self._counts is None:
+            self._counts = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
+            self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+        if self._counts is not None and self._in_prompt is not None:
+            self._counts[slot].zero_()
+            self._in_prompt[slot].zero_()
+            if is_penalised(s):
+                self._in_prompt[slot, torch.tensor(admission.prompt, device=self._device)] = True
+
+    def sample(self, logits: torch.Tensor, taken: torch.Tensor, positions: torch.Tensor, needs: Needs) -> Sampled:
+        """The next token of the first `rows` slots.
+
+        Args:
+            logits: float32 `[rows, vocabulary]`.
+            taken: bool `[rows]`, whose token is really used.
+            positions: int64 `[rows]`, where the new token will stand.
+            needs: what the taken rows call for.
+        """
+        rows = len(logits)
+        scores = self._penalised(logits, rows) if needs.penalties else logits
+        best, tokens = scores.max(-1)
+        finite = best.isfinite()
+        if needs.random:
+            tokens = torch.where(self._integers[:rows, 2].bool(), self._draw(scores, positions, needs), tokens)
+        tokens = torch.where(finite, tokens, 0)
+        if needs.penalties and self._counts is not None:
+            self._counts[:rows].scatter_add_(1, tokens[:, None], taken[:, None].to(torch.int32))
+        if needs.logprobs is None:
+            return Sampled(tokens, finite)
+        logprobs = logits.log_softmax(-1)
+        values, ids = logprobs.topk(min(needs.logprobs, logits.shape[1]), -1)
+        chosen = tokens[:, None]
+        return Sampled(
+            tokens, finite, torch.cat((chosen, ids), -1), torch.cat((logprobs.gather(-1, chosen), values), -1)
+        )
+
+    def _penalised(self, logits: torch.Tensor, rows: int) -> torch.Tensor:
+        """Repetition counts prompt and answer, presence and frequency the answer alone; 1, 0 and 0 change no bit."""
+        assert self._counts is not None
+        assert self._in_prompt is not None
+        counts, (repetition, presence, frequency) = self._counts[:rows], self._numbers[:rows, 3:, None].unbind(1)
+        answered = counts > 0
+        divided = torch.where(logits > 0, logits / repetition, logits * repetition)
+        scores = torch.where(answered | self._in_prompt[:rows], divided, logits)
+        return scores - (counts * frequency + answered * presence)
+
+    def _draw(self, scores: torch.Tensor, positions: torch.Tensor, needs: Needs) -> torch.Tensor:
+        rows = len(scores)
+        numbers, integers = self._numbers[:rows], self._integers[:rows]
+        scaled = scores / numbers[:, :1]
+        keys = row_keys(integers[:, 0], positions)
+        if not (needs.short or needs.sorted):
+            return self._draw_from_all(scaled, keys)
+        drawn = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        if needs.short:
+            values, ids = scaled.topk(min(SHORT_LIST, scaled.shape[1]), -1)
+            drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys), drawn)
+        if needs.sorted:
+            values, ids = scaled.sort(dim=-1, descending=True, stable=True)
+            drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys), drawn)
+        unfiltered = integers[:, 3:].sum(-1) == 0
+        return torch.where(unfiltered, self._draw_from_all(scaled, keys), drawn)
+
+    def _draw_from_all(self, scaled: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
+
+    def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Draws among candidates in falling order: top_k first, then top_p and min_p over what it leaves."""
+        rows, count = values.shape
+        top_p, min_p = self._numbers[:rows, 1:2], self._numbers[:rows, 2:3]
+        ranks = self._vocabulary[:, :count]
+        values = values.masked_fill(ranks >= self._integers[:rows, 1:2], float("-inf"))
+        probabilities = values.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        kept = (before < top_p) & (probabilities >= min_p * probabilities[:, :1])
+        kept |= ranks == 0
+        noisy = values.masked_fill(~kept, float("-inf")) + gumbel(keys, ids)
+        return ids.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0]

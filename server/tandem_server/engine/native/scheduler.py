@@ -1,0 +1,224 @@
+"""Decides what each step does and what its outcome means: pure bookkeeping on the host, no tensors, no clock.
+
+Shared by the plain and the overlapped loop. `plan` counts tokens that are not known yet as placeholders, so that the
+next step can be planned while this one computes; `commit` learns the tokens. Finishes and aborts only mark a
+sequence; `_release` is the one place that frees slots, once no step in flight writes to them.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
+from tandem_server.engine.native.sampler import needs_of
+from tandem_server.engine.native.slots import SlotTable
+from tandem_server.engine.wire import Add, TokenRow
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request on its way."""
+
+    add: Add
+    slot: int = -1
+    prefilled: int = 0
+    """Prompt tokens that planned steps put into the cache."""
+    planned: int = 0
+    """Tokens that planned steps sample: those made and those in the making."""
+    made: int = 0
+    """Tokens told."""
+    in_flight: int = 0
+    """Launched steps that write to the slot and are not committed yet."""
+    finish: str | None = None
+    broken: bool = False
+    """Its numbers went wrong: the slot's cache must be zeroed."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and the sequences that it speaks of."""
+
+    plan: StepPlan
+    writers: tuple[Sequence, ...] = ()
+    """Sequences whose slots the step writes to."""
+    takers: tuple[Sequence, ...] = ()
+    """Of those, the ones that get a token, in the order of `plan.samples`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests and steps must keep to."""
+
+    slots: int
+    context: int
+    vocabulary: int
+    chunk: int = 256
+    """Prompt tokens of one request that go in at once; its borders depend on nothing but the request."""
+    budget: int = 512
+    """Prompt tokens of one step."""
+
+
+@dataclass
+class Scheduler:
+    """All requests of one engine."""
+
+    limits: Limits
+    on_admit: Callable[[Add, int], None] = lambda add, slot: None
+    steps: int = 0
+    tokens: int = 0
+    dropped: int = 0
+    """Rows computed for sequences that had ended already."""
+    _waiting: deque[Sequence] = field(default_factory=deque)
+    _running: dict[int, Sequence] = field(default_factory=dict)
+    """By request, in order of admission."""
+    _unreleased: list[Sequence] = field(default_factory=list)
+    _to_clear: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = SlotTable(self.limits.slots)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do, nothing in flight."""
+        return not (self._waiting or self._running or self._unreleased)
+
+    def add(self, add: Add) -> TokenRow | None:
+        """Takes a request in. Returns its final row when it cannot be run."""
+        # A second use of an id would mix two answers: both end here, with one final row.
+        twice = self.abort(add.request) is not None
+        problem = f"request id {add.request} is in use already" if twice else self._problem(add)
+        if problem:
+            return TokenRow(add.request, [], "error", problem)
+        self._waiting.append(Sequence(add))
+        return None
+
+    def abort(self, request: int) -> TokenRow | None:
+        """Marks a request as unwanted. Returns its final row, or None when it has ended already."""
+        sequence = self._running.get(request)
+        if sequence is not None:
+            self._end(sequence, "abort")
+            self._release()
+            return TokenRow(request, [], "abort")
+        for sequence in self._waiting:
+            if sequence.add.request == request:
+                self._waiting.remove(sequence)
+                return TokenRow(request, [], "abort")
+        return None
+
+    def plan(self) -> Planned | None:
+        """The next step, or None when there is nothing to compute. What it plans counts as launched."""
+        admitted = self._admit()
+        decoding = [s for s in self._running.values() if s.planned and s.planned < s.add.max_tokens]
+        decode = tuple(Decode(s.slot, len(s.add.prompt) + s.planned - 1) for s in decoding)
+        chunked = self._chunks()
+        if not (decode or chunked):
+            return None
+        takers = decoding + [s for s, chunk in chunked if chunk.final]
+        samples = tuple((s.slot, len(s.add.prompt) + s.planned) for s in takers)
+        writers = (*decoding, *{id(s): s for s, _ in chunked}.values())
+        for sequence in takers:
+            sequence.planned += 1
+        for sequence in writers:
+            sequence.in_flight += 1
+        self.steps += 1
+        plan = StepPlan(
+            number=self.steps,
+            admitted=admitted,
+            cleared=tuple(self._to_clear),
+            decode=decode,
+            chunks=tuple(chunk for _, chunk in chunked),
+            samples=samples,
+            needs=needs_of([s.add.sampling for s in takers]),
+        )
+        self._to_clear.clear()
+        return Planned(plan, writers, tuple(takers))
+
+    def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
+        """Takes a step's outcome in: the rows to tell. Steps are committed in the order of their plans."""
+        rows: list[TokenRow] = []
+        for sequence in planned.writers:
+            sequence.in_flight -= 1
+            assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
+        for sequence in planned.takers:
+            if sequence.finish is None:
+                rows.append(self._take(sequence, result))
+            else:
+                self.dropped += 1
+        self._release()
+        return rows
+
+    def _problem(self, add: Add) -> str | None:
+        limits = self.limits
+        if not add.prompt:
+            return "the prompt has no tokens"
+        if add.max_tokens < 1:
+            return f"max_tokens is {add.max_tokens}, it must be at least 1"
+        if len(add.prompt) + add.max_tokens > limits.context:
+            return (
+                f"{len(add.prompt)} prompt tokens and {add.max_tokens} new ones exceed the context of "
+                f"{limits.context} tokens"
+            )
+        if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
+            bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
+            return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
+        return None
+
+    def _admit(self) -> tuple[Admission, ...]:
+        admitted = []
+        while self._waiting and self.table.free:
+            sequence = self._waiting.popleft()
+            sequence.slot = self.table.take(sequence.add.request)
+            self._running[sequence.add.request] = sequence
+            self.on_admit(sequence.add, sequence.slot)
+            admitted.append(Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt))
+        return tuple(admitted)
+
+    def _chunks(self) -> list[tuple[Sequence, Chunk]]:
+        """Prompt chunks of the next step, oldest request first, within the budget."""
+        chunked: list[tuple[Sequence, Chunk]] = []
+        left = self.limits.budget
+        for sequence in self._running.values():
+            prompt = sequence.add.prompt
+            while sequence.prefilled < len(prompt):
+                tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
+                if len(tokens) > left:
+                    return chunked
+                end = sequence.prefilled + len(tokens)
+                chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
+                sequence.prefilled = end
+                left -= len(tokens)
+        return chunked
+
+    def _take(self, sequence: Sequence, result: StepResult) -> TokenRow:
+        add, token = sequence.add, result.tokens[sequence.slot]
+        if token == BAD_ROW:
+            sequence.broken = True
+            self._end(sequence, "error")
+            return TokenRow(add.request, [], "error", "the model's output for this request was not a number (NaN)")
+        assert 0 <= token < self.limits.vocabulary, f"step gave request {add.request} the token {token}"
+        if token in add.stop_tokens:
+            self._end(sequence, "stop")
+            return TokenRow(add.request, [], "stop")
+        sequence.made += 1
+        self.tokens += 1
+        if sequence.made == add.max_tokens:
+            self._end(sequence, "length")
+        logprobs = None
+        if add.sampling.logprobs is not None:
+            logprobs = [result.logprobs[sequence.slot][: 1 + add.sampling.logprobs]]
+        return TokenRow(add.request, [token], sequence.finish, None, logprobs)
+
+    def _end(self, sequence: Sequence, finish: str) -> None:
+        """Marks; the slot is freed by `_release`."""
+        assert sequence.finish is None, f"request {sequence.add.request} ended twice"
+        sequence.finish = finish
+        del self._running[sequence.add.request]
+        self._unreleased.append(sequence)
+
+    def _release(self) -> None:
+        """Frees the slots of ended sequences that no step in flight writes to: the only place that does."""
+        for sequence in [s for s in self._unreleased if not s.in_flight]:
+            self._unreleased.remove(sequence)
+            if sequence.broken:
+                self._to_clear.append(sequence.slot)
+            self.table.release(sequence.slot, sequence.add.request)
