@@ -34,7 +34,7 @@ class Writer(Protocol):
 
 @dataclass
 class Outcome:
-    """What `act` did (of a changed object also where), a sentence for each conflict, and what the API server refused."""
+    """What `act` did (of a changed object also where), a sentence for each conflict, what the API server refused."""
 
     created: list[tuple[Kind, str]] = field(default_factory=list)
     changed: list[tuple[Kind, str, str]] = field(default_factory=list)
@@ -81,9 +81,8 @@ class Actor:
             except ApiError as error:
                 if error.code != 409:
                     raise
-                live = await self._api.get(kind, namespace, name)
                 # Not stored: an object without our label is outside what we watch, and would never be forgotten.
-                entry = entry_of(live)
+                entry = entry_of(await self._namesake(kind, namespace, name, error))
             else:
                 self._stored(kind, created)
                 outcome.created.append((kind, name))
@@ -97,6 +96,15 @@ class Actor:
         if where is None or self._just_applied(desired, entry):
             return
         await self._apply(observed.key, desired, entry, where, outcome)
+
+    async def _namesake(self, kind: Kind, namespace: str, name: str, taken: ApiError) -> Obj:
+        """The object that has the name which `taken` complains of; raises `taken` when it is gone meanwhile."""
+        try:
+            return await self._api.get(kind, namespace, name)
+        except ApiError as error:
+            if error.code == 404:
+                raise taken from error
+            raise
 
     def _just_applied(self, desired: Desired, entry: Entry) -> bool:
         """Whether this very object is what the last apply left: applying again would change nothing, for ever."""
