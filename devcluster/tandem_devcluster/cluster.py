@@ -125,10 +125,12 @@ def load_image(name: str, file: Path) -> None:
 def find(name: str) -> Cluster:
     """The running cluster of that name. Raises DevclusterError when there is none, or it is not ready."""
     folder = paths.cluster_folder(name)
-    state = read_state(folder)
+    state, phase = read_state(folder), _phase(folder)
+    if phase.phase == "failed":
+        reason = phase.step.partition("\n")[0]
+        raise DevclusterError(f"the cluster '{name}' has failed ({reason}): read the logs in {folder}/log, then `down`")
     if state is None or not alive(state.keeper):
         raise DevclusterError(f"no cluster '{name}' runs: `python -m tandem_devcluster up --name {name}` starts one")
-    phase = _phase(folder)
     if phase.phase != "ready":
         raise DevclusterError(f"the cluster '{name}' is not ready yet ({phase.step}): wait for its `up` to end")
     return _cluster(folder)
@@ -154,7 +156,11 @@ def _running(folder: Path, node: bool) -> Cluster | None:
     state, spec = read_state(folder), read_spec(folder)
     if state is None or spec is None or not alive(state.keeper):
         return None
-    if _phase(folder).phase != "ready":
+    phase = _phase(folder).phase
+    if phase == "failed":  # its keeper is about to end
+        cleanup.wait_for_end(state.keeper, DOWN_TIMEOUT_S)
+        return None
+    if phase != "ready":
         raise DevclusterError(f"the cluster '{spec.name}' is being started by another run: wait, or run `down` first")
     if spec.node != node:
         kind = "with a node" if spec.node else "without a node"

@@ -133,7 +133,7 @@ def _run(command: list[str], work: Path) -> None:
     )
     if result.returncode != 0:
         words = "\n".join((result.stderr or result.stdout).strip().splitlines()[-10:])
-        raise DevclusterError(f"{words}\nThe development image could not be made: `apt-get update` has to work here")
+        raise DevclusterError(f"the development image could not be made: `apt-get update` has to work here\n{words}")
 
 
 def _release() -> dict[str, str]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 from tandem_devcluster import cgroups, cleanup, kernel, network, node_lock
-from tandem_devcluster.state import ProcessId, Spec, State, identify, read_phase, read_spec, write_json
+from tandem_devcluster.children import last_lines
+from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.state import Phase, ProcessId, Spec, State, identify, read_phase, read_spec, write_json
 
 
 class Keeper:
@@ -46,7 +48,11 @@ class Keeper:
                     network.connect_host(self._supervisor)
                 os.write(go, b"1")
             os.close(go)  # without the byte the child ends by itself
-            os.waitid(os.P_PID, self._supervisor, os.WEXITED | os.WNOWAIT)
+            ended = os.waitid(os.P_PID, self._supervisor, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code == os.CLD_EXITED and not self._stopping:
+                self._tell_failure(last_lines(self._folder / "log" / "keeper.log"))
+        except (DevclusterError, OSError) as error:
+            self._tell_failure(str(error))
         finally:
             # First deaf, then reaped: a late SIGTERM must not reach another process that got the pid.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -62,6 +68,12 @@ class Keeper:
         phase = read_phase(self._folder)
         failed = phase is not None and phase.phase == "failed" and not self._stopping
         cleanup.remove_folder(self._folder, cleanup.KEPT_AFTER_FAILURE if failed else ())
+
+    def _tell_failure(self, reason: str) -> None:
+        """Says why the cluster ended, unless the supervisor, which is gone by now, has said it."""
+        phase = read_phase(self._folder)
+        if phase is None or phase.phase != "failed":
+            write_json(self._folder / "phase.json", Phase("failed", reason))
 
     def _remove_machine_wide(self) -> None:
         if self._spec.node:
@@ -116,6 +128,8 @@ def become_supervisor(folder: Path, node: bool, said: int, told: int) -> None:
         os.write(said, b"1")
         if os.read(told, 1):  # nothing comes when the keeper ended before this child was bound to it
             os.execv(sys.executable, [sys.executable, "-m", "tandem_devcluster.supervisor", str(folder)])  # noqa: S606
+    except OSError as error:
+        print(f"the supervisor could not be started: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(127)
 

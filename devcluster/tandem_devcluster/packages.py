@@ -53,7 +53,7 @@ def provide(needed: dict[str, str], progress: Progress) -> None:
     left = missing(needed)
     if left:
         reason = "\n".join(result.stderr.strip().splitlines()[-5:])
-        raise DevclusterError(f"{reason}\napt-get could not install {' '.join(left)}: install them and try again")
+        raise DevclusterError(f"apt-get could not install {' '.join(left)}: install them and try again\n{reason}")
     if "containerd" in packages and shutil.which("systemctl"):
         # A service of its own would only take memory: the cluster runs the program under its supervisor.
         subprocess.run(["systemctl", "disable", "containerd"], capture_output=True, check=False, timeout=60)

@@ -88,8 +88,8 @@ def provide(name: str, progress: Progress) -> Path:
         ):
             if not target.exists():
                 _build(program, folder, go, target, log)
-    except TimeoutError as error:
-        raise DevclusterError(f"another run builds {name} for too long: {error}") from error
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
+        raise DevclusterError(f"building {name} took too long ({error}): run the same command again") from error
     return target
 
 
@@ -127,8 +127,8 @@ def failure(name: str, log: str) -> str:
     elif "dial tcp" in text or "lookup " in text or "connection refused" in text:
         advice = "the Go module proxy cannot be reached: check the network, HTTPS_PROXY and GOPROXY"
     else:
-        advice = "read the lines above; `go clean -cache` rules out a damaged build cache"
-    return f"{text}\nBuilding {name} failed: {advice}; then run the same command again"
+        advice = "read the compiler's last lines below; `go clean -cache` rules out a damaged build cache"
+    return f"building {name} failed: {advice}; then run the same command again\n{text}"
 
 
 def _compiled(log: Path) -> str:

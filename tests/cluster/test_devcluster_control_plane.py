@@ -3,18 +3,23 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tandem_devcluster import cluster, state
+from tandem_devcluster import cluster, state, toolchain
 from tandem_devcluster.cluster import Cluster
 from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.progress import Progress
 
 pytestmark = pytest.mark.timeout(240)
+NOBODY = 65534
 
 
 def kubectl(of: Cluster, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -108,14 +113,39 @@ def test_a_component_that_ends_ends_the_cluster_and_says_so(home: Path) -> None:
     (row,) = cluster.status()
     assert row.phase == "failed"
     assert row.detail.startswith("etcd was killed by signal 9")
-    with pytest.raises(DevclusterError, match="no cluster 'broken' runs"):
+    with pytest.raises(DevclusterError, match="has failed .etcd was killed by signal 9"):
         cluster.find("broken")
+    assert "etcd.log" in {path.name for path in made.logs.iterdir()}
+    assert not (made.folder / "pki").exists(), "only the logs are kept"
     assert cluster.down("broken")
     assert list(home.iterdir()) == []
 
 
-def test_without_root(tmp_path: Path) -> None:
-    """The same as the user `nobody`: no capability is needed."""
+def test_a_user_without_any_right_can_have_one() -> None:
+    """As the user `nobody`, in an empty home: no capability is needed, and nothing outside the home is written."""
     if os.geteuid() != 0:
         pytest.skip("every other test of this file ran without root already")
-    assert tmp_path.exists()
+    kubernetes = toolchain.provide("kubernetes", Progress())
+    with tempfile.TemporaryDirectory(prefix="tandem-nobody-") as folder:
+        home = Path(folder)
+        programs = home / ".cache" / "tandem" / "bin"
+        programs.mkdir(parents=True)
+        shutil.copyfile(kubernetes, programs / kubernetes.name)
+        (programs / kubernetes.name).chmod(0o755)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        environment = {"HOME": folder, "PATH": os.environ["PATH"], "GOTOOLCHAIN": "local"}
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "tandem_devcluster", *arguments]
+            return subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], env=environment, cwd=folder,
+                                  capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+
+        up = run("up")
+        assert up.returncode == 0, up.stderr
+        assert "Building" not in up.stderr
+        assert run("kubectl", "--", "get", "namespaces", "-o", "name").stdout.startswith("namespace/default\n")
+        assert run("up", "--node", "--name", "two").stderr.startswith("error: a cluster with a node needs root")
+        assert run("down").returncode == 0
+        assert processes_of(home) == []
+        assert list((home / ".local" / "state" / "tandem" / "clusters").iterdir()) == []
