@@ -11,12 +11,13 @@ import torch
 from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, read_decoder_config
+from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
-from tandem_server.engine.native.executors import CudaExecutor, Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
-from tandem_server.engine.native.plan import Admission, Chunk, Decode, Needs, StepPlan
+from tandem_server.engine.native.plan import Admission, Chunk, Decode, StepPlan
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -66,7 +67,8 @@ class NativeEngine:
         if self._device.type == "cuda":
             return CudaExecutor(self._step.compute, self._device)
         if self._spec.overlapped:
-            return WorkerExecutor(self._step.compute, torch.get_num_threads())
+            threads = torch.get_num_threads()
+            return WorkerExecutor(self._step.compute, lambda: torch.set_num_threads(threads))
         return InlineExecutor(self._step.compute)
 
     def _on_admit(self, add: Add, slot: int) -> None:
@@ -164,8 +166,8 @@ def _warm_up(step: DeviceStep, limits: Limits) -> None:
     admission = Admission(0, Sampling(temperature=0.0), [0])
     prompt = Chunk(0, 0, [0] * min(32, limits.context - 1), True)
     after = len(prompt.tokens)
-    step.compute(StepPlan(0, (admission,), (), (), (prompt,), ((0, after),), Needs())).to_host()
-    step.compute(StepPlan(0, (), (), (Decode(0, after),), (), ((0, after + 1),), Needs())).to_host()
+    step.compute(StepPlan(0, (admission,), (), (), (prompt,), ((0, after),))).to_host()
+    step.compute(StepPlan(0, (), (), (Decode(0, after),), (), ((0, after + 1),))).to_host()
 
 
 def _used(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""How plans reach the device: at once, on a worker thread (CPU), or on a CUDA stream.
+"""How plans reach the device: at once, or on a worker thread (CPU); `cuda.py` has the one for CUDA streams.
 
 The loops launch plans in order and ask each for its result later; at most two are in flight.
 """
@@ -9,12 +9,18 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-import torch
-
 from tandem_server.engine.native.plan import StepPlan, StepResult
-from tandem_server.engine.native.step import StepOutput
 
-Compute = Callable[[StepPlan], StepOutput]
+
+class Output(Protocol):
+    """A step's outcome, wherever it lies."""
+
+    def to_host(self) -> StepResult:
+        """Reads it."""
+
+
+Compute = Callable[[StepPlan], Output]
+"""Launches (on a CPU: does) everything of a plan."""
 
 
 class Pending(Protocol):
@@ -87,9 +93,10 @@ class _Job:
 class WorkerExecutor:
     """Computes on a thread of its own, so that planning and telling overlap with computing: a CPU's second stream."""
 
-    def __init__(self, compute: Compute, threads: int | None = None) -> None:
+    def __init__(self, compute: Compute, prepare: Callable[[], None] = lambda: None) -> None:
+        """`prepare` runs first on the new thread."""
         self._compute = compute
-        self._threads = threads
+        self._prepare = prepare
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.device_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
@@ -105,8 +112,7 @@ class WorkerExecutor:
         self._thread.join(timeout=60)
 
     def _work(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)
+        self._prepare()
         while (job := self._jobs.get()) is not None:
             began = time.perf_counter()
             try:
@@ -115,52 +121,3 @@ class WorkerExecutor:
                 outcome = error
             self.device_seconds += time.perf_counter() - began
             job.settle(outcome)
-
-
-class _CudaPending:
-    """A step on the compute stream, and the copy of its outcome on the side stream."""
-
-    def __init__(self, executor: "CudaExecutor", output: StepOutput, events: tuple[torch.cuda.Event, ...]) -> None:
-        self._executor, self._output, self._events = executor, output, events
-
-    def result(self) -> StepResult:
-        began, ended, copied = self._events
-        copied.synchronize()
-        self._executor.device_seconds += began.elapsed_time(ended) / 1000
-        return self._output.to_host()
-
-
-class CudaExecutor:
-    """Queues steps on one compute stream and copies their outcome to pinned memory on a second one."""
-
-    def __init__(self, compute: Compute, device: torch.device) -> None:
-        self._compute = compute
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.device_seconds = 0.0
-        self._stream.wait_stream(torch.cuda.default_stream(device))
-
-    def launch(self, plan: StepPlan) -> Pending:
-        began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
-            began.record()
-            output = self._compute(plan)
-            ended.record()
-        with torch.cuda.stream(self._copies):
-            self._copies.wait_event(ended)
-            on_host = StepOutput(plan, *(self._copy(t) for t in (output.tokens, output.ids, output.values)))
-            copied.record()
-        return _CudaPending(self, on_host, (began, ended, copied))
-
-    def close(self) -> None:
-        torch.cuda.synchronize(self._device)
-
-    def _copy(self, tensor: torch.Tensor | None) -> torch.Tensor:
-        if tensor is None:
-            return None  # type: ignore[return-value]
-        # The compute stream must not hand the tensor's memory to another one before the copy has read it.
-        tensor.record_stream(self._copies)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -6,6 +6,7 @@ which is on the device and may still be in the making when the plan is launched.
 
 from dataclasses import dataclass, field
 
+from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.wire import Sampling
 
 BAD_ROW = -2
@@ -39,19 +40,6 @@ class Chunk:
     start: int
     tokens: list[int]
     final: bool
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Which of the sampler's parts the step's rows call for; what none asks for is not computed."""
-
-    random: bool = False
-    short: bool = False
-    """A row keeps at most `SHORT_LIST` candidates."""
-    sorted: bool = False
-    """A row filters over the whole vocabulary."""
-    penalties: bool = False
-    logprobs: int | None = None
 
 
 @dataclass(frozen=True)

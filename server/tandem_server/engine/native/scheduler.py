@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tandem_server.engine.native.needs import needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
-from tandem_server.engine.native.sampler import needs_of
 from tandem_server.engine.native.slots import SlotTable
 from tandem_server.engine.wire import Add, TokenRow
 

@@ -1,0 +1,90 @@
+"""Small random checkpoints made by transformers, and a link that records: what the engine's tests share."""
+
+import os
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from tandem_server.engine.wire import FromRunner, Stop, ToRunner
+
+SMALL = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1100,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Importing torch takes seconds: the tier without torch does not even read the files that need it."""
+    if config.option.markexpr != "not torch" or collection_path.suffix != ".py":
+        return None
+    return True if "pytest.mark.torch" in collection_path.read_text() else None
+
+
+@pytest.fixture(scope="session")
+def seeds() -> list[int]:
+    """Seeds of the property tests; many with TANDEM_SEEDS."""
+    return list(range(int(os.environ.get("TANDEM_SEEDS", "3"))))
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory):
+    """A folder with a random checkpoint of `architecture`, made once for the same arguments."""
+    import torch
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(architecture: str, shard: str | None = None, dtype: str = "float32", **overrides) -> Path:
+        key = repr((architecture, shard, dtype, sorted(overrides.items(), key=str)))
+        if key not in made:
+            name = architecture.removesuffix("ForCausalLM").removesuffix("Model")
+            config = getattr(transformers, f"{name}Config")(**{**SMALL, **overrides})
+            torch.manual_seed(len(made))
+            model = getattr(transformers, architecture)(config).to(getattr(torch, dtype))
+            with torch.no_grad():
+                for parameter_name, parameter in model.named_parameters():
+                    if parameter_name.endswith(("bias", "norm.weight")):
+                        parameter.add_(torch.randn_like(parameter) * 0.1)
+            made[key] = tmp_path_factory.mktemp(name)
+            model.save_pretrained(made[key], **({"max_shard_size": shard} if shard else {}))
+        return made[key]
+
+    return make
+
+
+class RecordingLink:
+    """A front end that says what it was told to, then `Stop` once every awaited request has ended."""
+
+    def __init__(self, arrivals: list[tuple[int, ToRunner]]) -> None:
+        self._arrivals = deque(arrivals)
+        """(how many times the engine has asked before, message)."""
+        self._asked = 0
+        self.sent: list[FromRunner] = []
+
+    def receive(self, timeout: float | None) -> list[ToRunner]:
+        """What is due by now; when the engine would sleep, what comes next, or `Stop` at the end."""
+        self._asked += 1
+        due = []
+        while self._arrivals and (self._arrivals[0][0] <= self._asked or (timeout is None and not due)):
+            due.append(self._arrivals.popleft()[1])
+        return due or ([Stop()] if timeout is None else [])
+
+    def send(self, message: FromRunner) -> None:
+        """Keeps it."""
+        self.sent.append(message)
+
+
+@pytest.fixture
+def recording_link():
+    """The class, to be made with arrivals."""
+    return RecordingLink

@@ -1,0 +1,107 @@
+"""The fused decoder computes what transformers computes: logits within 1e-4 in fp32, the same greedy tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tandem_server.engine.native.checkpoint import Checkpoint
+from tandem_server.engine.native.config import read_decoder_config
+from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.weights import load_decoder
+
+pytestmark = pytest.mark.torch
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+CASES = {
+    "llama": ("LlamaForCausalLM", {}),
+    "llama-linear": (
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "llama-llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
+    "llama-biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "llama-one-kv-head": ("LlamaForCausalLM", {"num_key_value_heads": 1, "head_dim": 32}),
+    "llama-sharded": ("LlamaForCausalLM", {"shard": "60KB"}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": None, "head_dim": 16}),
+    "mistral-window": ("MistralForCausalLM", {"sliding_window": 2048}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen2-tied": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
+    "qwen3-tied-biases": ("Qwen3ForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 16}),
+}
+
+
+def open_decoder(folder: Path, slots: int = 3, context: int = 1000) -> Decoder:
+    config = read_decoder_config(folder)
+    weights = load_decoder(Checkpoint(folder, lambda *_: None), config, torch.float32, torch.device("cpu"))
+    return Decoder(config, weights, slots, context)
+
+
+def prefill(decoder: Decoder, slot: int, tokens: list[int], chunk: int) -> torch.Tensor:
+    """Logits after the last token, the prompt going in by chunks."""
+    for start in range(0, len(tokens), chunk):
+        hidden = decoder.prefill(slot, torch.tensor(tokens[start : start + chunk]), start)
+    return decoder.head(hidden)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.inference_mode()
+def test_same_logits_and_greedy_tokens_as_transformers(case, make_checkpoint):
+    architecture, overrides = CASES[case]
+    folder = make_checkpoint(architecture, **overrides)
+    if case == "llama-sharded":
+        assert len(list(folder.glob("*.safetensors"))) > 1
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    decoder = open_decoder(folder)
+    prompts = [[5, 9, 33, 7], list(range(3, 150)), [11]]
+    for slot, prompt in enumerate(prompts):
+        logits = prefill(decoder, slot, prompt, 64)
+        wanted = reference(torch.tensor([prompt])).logits[0, -1]
+        assert (logits - wanted).abs().max() <= 1e-4
+    answers: list[list[int]] = [[int(prefill(decoder, slot, p, 64).argmax())] for slot, p in enumerate(prompts)]
+    for _ in range(12):
+        lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        positions = torch.tensor(lengths) - 1
+        logits = decoder.head(decoder.decode(torch.tensor([a[-1] for a in answers]), positions, lengths))
+        for slot, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            wanted = reference(torch.tensor([prompt + answer])).logits[0, -1]
+            assert (logits[slot] - wanted).abs().max() <= 1e-4
+            answer.append(int(logits[slot].argmax()))
+    assert len({tuple(answer) for answer in answers}) == 3, "the three prompts must not all give the same answer"
+
+
+@torch.inference_mode()
+def test_chunked_prefill_equals_prefill_at_once(make_checkpoint):
+    decoder = open_decoder(make_checkpoint("LlamaForCausalLM"))
+    prompt = [(i * 37) % 150 + 3 for i in range(700)]
+    at_once = prefill(decoder, 0, prompt, 700)
+    for chunk in (1, 17, 256, 512):
+        assert (prefill(decoder, 1, prompt, chunk) - at_once).abs().max() <= 1e-4
+
+
+@torch.inference_mode()
+def test_slots_beyond_one_span_and_uneven_lengths(make_checkpoint, monkeypatch):
+    """A long sequence beside short ones is attended to apart: bit for bit the same as together."""
+    folder = make_checkpoint("LlamaForCausalLM")
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    decoder = open_decoder(folder, slots=4)
+    prompt = [(i * 37) % 150 + 3 for i in range(900)]
+    for slot, prompt_length in enumerate((900, 3, 5, 7)):
+        prefill(decoder, slot, prompt[:prompt_length], 256)
+    tokens, lengths = torch.tensor([4, 4, 4, 4]), [901, 4, 6, 8]
+    uneven = decoder.decode(tokens, torch.tensor(lengths) - 1, lengths)
+    monkeypatch.setattr("tandem_server.engine.native.decoder.UNEVEN", 1000)
+    together = decoder.decode(tokens, torch.tensor(lengths) - 1, lengths)
+    assert torch.equal(uneven, together)
+    wanted = reference(torch.tensor([[*prompt, 4]])).logits[0, -1]
+    assert (decoder.head(uneven)[0] - wanted).abs().max() <= 1e-4
