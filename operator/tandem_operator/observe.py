@@ -104,8 +104,12 @@ def _parse_spec(raw: object) -> tuple[ModelSpec | None, str]:
     try:
         return ModelSpec.model_validate(raw), ""
     except ValidationError as error:
-        wrong = [f"spec.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        return None, "; ".join(wrong)
+        wrong: dict[str, list[str]] = {}
+        for one in error.errors():
+            # Of a union pydantic names each branch too, such as constrained-int; a person knows only the field.
+            fields = [str(part) for part in one["loc"] if str(part).isalnum()]
+            wrong.setdefault(".".join(["spec", *fields]), []).append(one["msg"])
+        return None, "; ".join(f"{path}: {', or: '.join(messages)}" for path, messages in wrong.items()) + "."
 
 
 def _parse_status(raw: object) -> ModelStatus:
