@@ -1,1 +1,1 @@
-"""Text on its way to tokens and back: templates, tokenizers, stop strings."""
+"""Text of a conversation: templates, tokens in, text out, stop strings."""

@@ -1,0 +1,125 @@
+"""`tandem serve`: the serving pod on a person's own machine, without Kubernetes.
+
+Makes the catalog from its command line and runs the same application as a pod, on one local port and without a key.
+Heavy imports happen inside the command, so that `tandem --help` is quick.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from tandem_api.catalog import CatalogModel
+
+_UNFIT = re.compile(r"[^a-z0-9._-]+")
+_SCHEME = re.compile(r"^[a-z0-9]+://")
+
+
+def model_source(text: str) -> str:
+    """What a person typed as `--model`, as a source: folders become `file://` ones. Raises typer.BadParameter."""
+    if _SCHEME.match(text):
+        if not text.startswith(("hf://", "file://")):
+            raise typer.BadParameter(f"'{text}': write a folder, or hf://organisation/name")
+        return text
+    folder = Path(text).expanduser().resolve()
+    if not folder.is_dir():
+        hint = f"; for the hub write hf://{text}" if text.count("/") == 1 and not text.startswith((".", "~")) else ""
+        raise typer.BadParameter(f"there is no folder {folder}{hint}")
+    return f"file://{folder}"
+
+
+def model_name(source: str) -> str:
+    """The name that requests use: the last part of the source, in lower case."""
+    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return _UNFIT.sub("-", last).strip("-.") or "model"
+
+
+def catalog_models(
+    models: list[str],
+    names: list[str],
+    slots: int | None,
+    context: int | None,
+    scheduling: Literal["overlapped", "plain"],
+) -> "list[CatalogModel]":
+    """One entry a `--model`, named by `--name` in the same order where given. Raises typer.BadParameter."""
+    from tandem_api.catalog import CatalogModel
+    from tandem_api.model import ContextSpec, Scheduling
+
+    if len(names) > len(models):
+        raise typer.BadParameter(f"{len(names)} names were given for {len(models)} models", param_hint="--name")
+    entries: list[CatalogModel] = []
+    for index, text in enumerate(models):
+        source = model_source(text)
+        name = names[index] if index < len(names) else model_name(source)
+        if any(entry.name == name for entry in entries):
+            raise typer.BadParameter(f"two models would be called {name}; tell them apart", param_hint="--name")
+        last = source.rstrip("/").rsplit("/", 1)[-1]
+        entries.append(
+            CatalogModel(
+                name=name,
+                source=source,
+                aliases=[last] if last != name else [],
+                slots="Auto" if slots is None else slots,
+                context=ContextSpec(length="Auto" if context is None else context),
+                scheduling=Scheduling.PLAIN if scheduling == "plain" else Scheduling.OVERLAPPED,
+            )
+        )
+    return entries
+
+
+def serve(
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="A checkpoint's folder, or hf://org/name. May be repeated.")
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="What requests call it; one for each --model, in order.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=1024, help="Requests that run at once (default 4).")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=4, max=16_777_216, help="Tokens a slot (default: the model's own limit).")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "gpu"], typer.Option(case_sensitive=False, help="What to compute on; never chosen silently.")
+    ] = "cpu",
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no password: keep it local.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port for all APIs; Ollama's own by default.")] = 11_434,
+    scheduling: Annotated[
+        Literal["overlapped", "plain"], typer.Option(case_sensitive=False, help="How steps follow each other.")
+    ] = "overlapped",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a model.")] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
+) -> None:
+    """Serve models over OpenAI- and Ollama-compatible HTTP on this machine."""
+    import uvloop
+
+    from tandem_api.catalog import ALL_PODS, Catalog
+    from tandem_cli.screen import Screen
+    from tandem_server import logs
+    from tandem_server.config import Settings, SettingsError
+    from tandem_server.devices import DeviceError
+    from tandem_server.serve import run_pod
+
+    entries = catalog_models(model, name or [], slots, context, scheduling)
+    catalog = Catalog(models=entries, preload={ALL_PODS: [entry.name for entry in entries]}).with_revision()
+    settings = Settings.model_validate(
+        {
+            "device": device.upper(),
+            "host": host,
+            "http_port": port,
+            "file_root": Path("/"),
+            "cache_folder": Path("~/.cache/tandem").expanduser(),
+            "threads": threads,
+            "log_format": log_format,
+            "linger_seconds": 0.0,
+            "drain_seconds": 30.0,
+        }
+    )
+    logs.configure(log_format)
+    try:
+        uvloop.run(run_pod(settings, fixed=catalog, companion=Screen(host).show))
+    except (SettingsError, DeviceError) as error:
+        sys.stderr.write(f"tandem: {error}\n")
+        raise typer.Exit(2) from error

@@ -1,0 +1,72 @@
+"""Settings of a serving pod, read once at the start: from the environment in Kubernetes, by `tandem serve` otherwise.
+
+Every setting is `TANDEM_<NAME>`; the operator writes them into the pod template. A wrong one ends the start with one
+sentence that names it.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tandem_api import names
+from tandem_api.model import Device
+
+PREFIX = "TANDEM_"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used, told in one sentence."""
+
+
+class Settings(BaseModel):
+    """How one serving pod runs. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    catalog: Path = Path(names.CATALOG_FOLDER) / names.CATALOG_FILE
+    pool_key_file: Path | None = Field(None, description="file with the pool key; None: nobody is asked for a key")
+    pod_name: str = "local"
+    device: Device = Field(Device.GPU, description="never chosen silently: CPU only where CPU was asked for")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a runner; None: as many as the pod may use")
+    log_format: Literal["text", "json"] = "text"
+
+    host: str = "0.0.0.0"  # noqa: S104 - inside a pod, behind the pool key
+    http_port: int = Field(names.HTTP_PORT, ge=0, le=65_535)
+    internal_port: int = Field(names.INTERNAL_PORT, ge=0, le=65_535)
+    health_port: int = Field(names.HEALTH_PORT, ge=0, le=65_535)
+
+    claims_folder: Path = Path(names.CLAIMS_FOLDER)
+    cache_folder: Path = Path(names.CACHE_FOLDER)
+    run_folder: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()), description="for private sockets")
+    file_root: Path | None = Field(None, description="file:// sources must lie below; None: they are refused")
+
+    linger_seconds: float = Field(2.0, ge=0, le=60, description="served on after SIGTERM, while routers notice")
+    drain_seconds: float = Field(300.0, gt=0, le=86_400, description="after which running requests are cut off")
+    load_stall_seconds: float = Field(300.0, gt=0, le=86_400, description="a load without progress for so long failed")
+    stall_seconds: float = Field(300.0, gt=0, le=86_400, description="a busy runner silent for so long is ended")
+    stop_seconds: float = Field(5.0, gt=0, le=600, description="between SIGTERM and SIGKILL for a runner")
+    abort_seconds: float = Field(30.0, gt=0, le=3_600, description="a runner that takes longer to abort is ended")
+    backoff_seconds: float = Field(0.5, gt=0, le=60, description="wait before the first restart; doubles up to 60")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_queued: int = Field(8192, ge=1, description="requests that may wait in the whole pod, over all models")
+
+    runner_entry: str = "tandem_server.engine.runner:main"
+    runner_preload: tuple[str, ...] = ("torch", "tandem_server.engine.runner")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Reads `TANDEM_*`. Raises SettingsError naming the variable and what it must be."""
+        given = {
+            name: environment[PREFIX + name.upper()]
+            for name in cls.model_fields
+            if environment.get(PREFIX + name.upper(), "") != "" and name not in ("runner_entry", "runner_preload")
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{variable}={first['input']!r} cannot be used: {first['msg']}.") from error

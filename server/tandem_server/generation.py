@@ -1,0 +1,237 @@
+"""One generation from admission to its last piece of text, the same for every dialect.
+
+On the path of a request between a dialect's router and the runner: takes a place in line at once, makes the prompt
+while it waits, runs, turns tokens into text, watches for stop strings. Leaving the iterator early aborts the request.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from tandem_api import names
+from tandem_api.dialects import ApiError
+from tandem_api.load import Load
+from tandem_server.chat.checkpoint import Checkpoint
+from tandem_server.chat.stops import StopStrings
+from tandem_server.engine.wire import Loaded, Sampling, TokenRow
+from tandem_server.metrics import Metrics
+from tandem_server.residency.client import RunnerGone, Stream
+from tandem_server.residency.host import ModelHost
+
+IN_THREAD = 16_384
+"""Prompts of more characters are made in a thread, so that other requests' tokens keep flowing."""
+Logprob = list[tuple[int, float]]
+"""The chosen token's pair first, then the most likely ones."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a dialect wants generated.
+
+    Attributes:
+        prompt: makes the prompt's token ids for (checkpoint, room in tokens); raises ApiError.
+        sampling: how tokens are chosen, given the checkpoint's proposals; the seed is drawn here if it is None.
+        characters: roughly how long the prompt's text is, to keep long work off the event loop.
+        max_tokens: None for as many as fit.
+        context_cap: the request's own limit on prompt and answer together, if it set one.
+    """
+
+    dialect: str
+    prompt: Callable[[Checkpoint, int], list[int]]
+    sampling: Callable[[Checkpoint], Sampling]
+    seeded: bool
+    characters: int
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    ignore_end: bool = False
+    context_cap: int | None = None
+
+
+@dataclass
+class Usage:
+    """Counts and times of one generation; times are `time.monotonic` seconds, 0.0 until they happened."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer. `finish` is `stop` or `length` in the last one, None before."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[Logprob] = field(default_factory=list)
+    finish: str | None = None
+
+
+def model_headers(host: ModelHost) -> dict[str, str]:
+    """What every answer of a model carries: its real context length and its load."""
+    line = host.admission.line
+    headers = {names.LOAD_HEADER: Load(len(line.running), len(line.waiting), line.slots).to_header()}
+    if host.loaded is not None:
+        headers[names.CONTEXT_HEADER] = str(host.loaded.context)
+    return headers
+
+
+def need(host: ModelHost, task: str) -> tuple[Loaded, Checkpoint]:
+    """What is loaded, once a slot is held. Raises ApiError 400 when the model is for something else."""
+    loaded, checkpoint = host.loaded, host.checkpoint
+    if loaded is None or checkpoint is None:
+        raise ApiError(503, f"model '{host.entry.name}' was unloaded while the request started", retry_after=1)
+    if loaded.task != task:
+        does = "embeddings" if loaded.task == "Embed" else "generating text"
+        asked = "embeddings" if task == "Embed" else "generating text"
+        raise ApiError(400, f"model '{host.entry.name}' is for {does}, not for {asked}", param="model")
+    return loaded, checkpoint
+
+
+def room_for(loaded: Loaded, ask: Ask) -> int:
+    """Tokens that prompt and answer may have together."""
+    return min(loaded.context, ask.context_cap or loaded.context)
+
+
+def check_prompt(host: ModelHost, prompt: list[int], room: int, asked: int | None) -> int:
+    """The number of tokens that may be generated. Raises ApiError 400 naming limit and sizes."""
+    if not prompt:
+        raise ApiError(400, "the prompt is empty", param="prompt")
+    if len(prompt) >= room:
+        raise ApiError(
+            400,
+            f"the prompt has {len(prompt)} tokens, but the context of model '{host.entry.name}' here is {room} tokens, "
+            "prompt and answer together; shorten the prompt",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    fits = room - len(prompt)
+    return fits if asked is None else min(asked, fits)
+
+
+async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) -> AsyncGenerator[Delta, None]:
+    """The answer's pieces, at least one, the last with `finish`. Raises ApiError; before the first piece, or midway."""
+    host.want()
+    refusal = host.refusal()
+    if refusal is not None:
+        raise refusal
+    access = host.admission.enter()
+    stream: Stream | None = None
+    outcome = "error"
+    try:
+        # With the checkpoint at hand the prompt is made while others still run; a bad one is told without waiting.
+        prompt = await _prompt(host, ask) if host.loaded is not None else None
+        await access.granted()
+        usage.started = time.monotonic()
+        loaded, checkpoint = need(host, "Generate")
+        prompt = prompt or await _prompt(host, ask)
+        limit = check_prompt(host, prompt, room_for(loaded, ask), ask.max_tokens)
+        usage.prompt, usage.prompt_tokens = prompt, len(prompt)
+        stream = _start(host, ask, prompt, limit, checkpoint, access.leave)
+        async with aclosing(_pieces(host, ask, stream, checkpoint, usage)) as pieces:
+            async for piece in pieces:
+                yield piece
+        outcome = "ok"
+    except (GeneratorExit, asyncio.CancelledError):
+        outcome = "cancelled"
+        raise
+    except ApiError as error:
+        outcome = error.refused or "error"
+        raise
+    finally:
+        if stream is None:
+            access.leave()
+        else:
+            stream.abort()
+        metrics.generated(host.entry.name, ask.dialect, outcome, usage)
+
+
+async def _prompt(host: ModelHost, ask: Ask) -> list[int]:
+    loaded, checkpoint = need(host, "Generate")
+    room = room_for(loaded, ask)
+    if ask.characters > IN_THREAD:
+        prompt = await asyncio.to_thread(ask.prompt, checkpoint, room)
+    else:
+        prompt = ask.prompt(checkpoint, room)
+    check_prompt(host, prompt, room, ask.max_tokens)
+    return prompt
+
+
+def _start(
+    host: ModelHost, ask: Ask, prompt: list[int], limit: int, checkpoint: Checkpoint, on_end: Callable[[], None]
+) -> Stream:
+    sampling = ask.sampling(checkpoint)
+    if not ask.seeded:
+        sampling = replace(sampling, seed=secrets.randbits(63))
+    ends = () if ask.ignore_end else checkpoint.end_tokens
+    runner = host.runner
+    try:
+        if runner is None:
+            raise RunnerGone(host.last_error or "the runner is gone")
+        return runner.client.add(prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), on_end)
+    except RunnerGone as error:
+        on_end()
+        raise gone(error) from error
+
+
+def gone(error: RunnerGone) -> ApiError:
+    """What the requests of a dead runner are told."""
+    return ApiError(500, str(error), code="runner_died")
+
+
+async def _rows(stream: Stream) -> AsyncIterator[TokenRow]:
+    try:
+        async for row in stream.rows():
+            if row.finish == "error":
+                raise ApiError(500, f"the model failed on this request: {row.error}", code="engine_error")
+            if row.finish == "abort":
+                raise ApiError(503, "the request was aborted", code="aborted")
+            yield row
+    except RunnerGone as error:
+        raise gone(error) from error
+
+
+async def _pieces(
+    host: ModelHost, ask: Ask, stream: Stream, checkpoint: Checkpoint, usage: Usage
+) -> AsyncGenerator[Delta, None]:
+    detokenizer = checkpoint.tokenizer.detokenizer()
+    stops = StopStrings(ask.stop)
+    pending: list[int] = []
+    logprobs: list[Logprob] = []
+    async with aclosing(_rows(stream)) as rows:  # type: ignore[type-var]
+        async for row in rows:
+            now = time.monotonic()
+            usage.first = usage.first or now
+            usage.last = now
+            text = ""
+            for index, token in enumerate(row.tokens):
+                text += stops.push(detokenizer.push([token]))
+                usage.completion_tokens += 1
+                usage.tokens.append(token)
+                pending.append(token)
+                if row.logprobs is not None:
+                    logprobs.append(row.logprobs[index])
+                if stops.found is not None:
+                    break
+            finish = row.finish
+            if stops.found is not None:
+                finish = "stop"
+            elif finish is not None:
+                text += stops.push(detokenizer.finish())
+                text += stops.finish()
+                finish = finish if stops.found is None else "stop"
+            if text or finish is not None or logprobs:
+                yield Delta(text, pending, logprobs, finish)
+                pending, logprobs = [], []
+            if finish is not None:
+                return

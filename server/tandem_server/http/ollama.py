@@ -1,0 +1,184 @@
+"""Ollama's API: /api/chat, /api/generate, /api/embed and /api/embeddings.
+
+A router of the dialect, as `openai` is; the routes that only tell (`/api/ps`, `/api/tags`, ...) are in `ollama_info`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from tandem_api.dialects import ApiError, Dialect
+from tandem_server.chat.checkpoint import Checkpoint, check_tokens
+from tandem_server.chat.prompt import chat_prompt, fitting_chat_prompt
+from tandem_server.embedding import EmbedAsk, embed
+from tandem_server.engine.wire import Sampling
+from tandem_server.generation import Ask, Usage, generate, model_headers
+from tandem_server.http.exchange import JsonAnswer, StreamAnswer, read_object, validated
+from tandem_server.http.fields import max_tokens_for, sampling_for
+from tandem_server.http.ollama_answers import NANO, Shape, error_line, line, streamed, whole
+from tandem_server.http.ollama_types import (
+    ChatBody,
+    EmbedBody,
+    GenerateBody,
+    Generating,
+    OldEmbedBody,
+    check_keep_alive,
+)
+from tandem_server.pod import Pod
+from tandem_server.residency.host import ModelHost
+
+DEFAULTS = Sampling(temperature=0.8, top_k=40, top_p=0.9)
+NDJSON = "application/x-ndjson"
+_POLL_SECONDS = 0.05
+
+
+def _ask(host: ModelHost, body: Generating, prompt: Callable[[Checkpoint, int], list[int]], characters: int) -> Ask:
+    options = body.options
+
+    def sampling(checkpoint: Checkpoint) -> Sampling:
+        asked = {**options.sampling(), "logprobs": body.logprob_count}
+        return sampling_for(asked, host.entry.defaults, checkpoint, DEFAULTS)
+
+    return Ask(
+        dialect=Dialect.OLLAMA.value,
+        prompt=prompt,
+        sampling=sampling,
+        seeded=options.seeded,
+        characters=characters,
+        max_tokens=max_tokens_for(options.limit, host.entry.defaults),
+        stop=tuple(options.stop),
+        context_cap=options.num_ctx,
+    )
+
+
+def _answer(pod: Pod, host: ModelHost, body: Generating, ask: Ask, shape: Shape) -> Response:
+    usage = Usage()
+    pieces = generate(host, ask, pod.metrics, usage)
+
+    def headers() -> dict[str, str]:
+        return model_headers(host)
+
+    if body.streamed:
+        return StreamAnswer(streamed(pieces, shape, usage), NDJSON, headers, error_line)
+    return JsonAnswer(whole(pieces, shape, usage), headers)
+
+
+async def _loaded(host: ModelHost) -> None:
+    """Returns once the model is loaded. Raises ApiError when it cannot be, or not within the queue's bound."""
+    host.want()
+    deadline = time.monotonic() + host.entry.queue.timeout_seconds
+    while host.loaded is None:
+        refusal = host.refusal()
+        if refusal is not None:
+            raise refusal
+        if time.monotonic() > deadline:
+            raise ApiError(503, f"model '{host.entry.name}' is still loading", code="loading", retry_after=10)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _load_only(host: ModelHost, body: Generating, shape: Shape) -> Response:
+    body.check_load_only()
+
+    async def work() -> dict[str, Any]:
+        await _loaded(host)
+        return shape.nothing("load")
+
+    async def lines() -> Any:
+        yield line(await work())
+
+    if body.streamed:
+        return StreamAnswer(lines(), NDJSON, lambda: model_headers(host), error_line)
+    return JsonAnswer(work(), lambda: model_headers(host))
+
+
+def _chat_ask(host: ModelHost, body: ChatBody) -> Ask:
+    messages = [message.plain(index) for index, message in enumerate(body.messages)]
+
+    def prompt(checkpoint: Checkpoint, room: int) -> list[int]:
+        if body.truncate is False:
+            return chat_prompt(checkpoint, messages)
+        return fitting_chat_prompt(checkpoint, messages, room)
+
+    return _ask(host, body, prompt, sum(len(message["content"]) for message in messages))
+
+
+def _generate_ask(host: ModelHost, body: GenerateBody) -> Ask:
+    def prompt(checkpoint: Checkpoint, room: int) -> list[int]:
+        tokenizer = checkpoint.tokenizer
+        before = body.context or []
+        check_tokens(before, checkpoint, "context")
+        if body.raw or checkpoint.template is None:
+            text = f"{body.system}\n{body.prompt}" if body.system else body.prompt
+            return before + tokenizer.encode_raw(text, add_special=not before)
+        messages = [{"role": "system", "content": body.system}] if body.system else []
+        return before + chat_prompt(checkpoint, [*messages, {"role": "user", "content": body.prompt}])
+
+    return _ask(host, body, prompt, len(body.prompt) + len(body.system or ""))
+
+
+def ollama_router(pod: Pod) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+    limit = pod.settings.max_body_bytes
+
+    @router.post("/api/chat")
+    async def chat(request: Request) -> Response:
+        body = validated(ChatBody, await read_object(request, limit))
+        host = pod.serving(request, body.model)
+        body.refuse_unsupported()
+        shape = Shape(True, body.model, host, body.logprob_count)
+        if not body.messages:
+            return _load_only(host, body, shape)
+        return _answer(pod, host, body, _chat_ask(host, body), shape)
+
+    @router.post("/api/generate")
+    async def generate_text(request: Request) -> Response:
+        body = validated(GenerateBody, await read_object(request, limit))
+        host = pod.serving(request, body.model)
+        body.refuse_unsupported()
+        shape = Shape(False, body.model, host, body.logprob_count, with_context=not body.raw)
+        if not body.prompt:
+            return _load_only(host, body, shape)
+        return _answer(pod, host, body, _generate_ask(host, body), shape)
+
+    @router.post("/api/embed")
+    async def embed_texts(request: Request) -> Response:
+        body = validated(EmbedBody, await read_object(request, limit))
+        check_keep_alive(body.keep_alive)
+        host = pod.serving(request, body.model)
+        ask = EmbedAsk(Dialect.OLLAMA.value, body.texts(), body.truncate is not False, body.dimensions)
+        return JsonAnswer(_embed(pod, host, body.model, ask), lambda: model_headers(host))
+
+    @router.post("/api/embeddings")
+    async def embed_text(request: Request) -> Response:
+        body = validated(OldEmbedBody, await read_object(request, limit))
+        check_keep_alive(body.keep_alive)
+        host = pod.serving(request, body.model)
+        ask = EmbedAsk(Dialect.OLLAMA.value, [body.prompt], truncate=True)
+
+        async def work() -> dict[str, Any]:
+            made = await embed(host, ask, pod.metrics)
+            return {"embedding": made.vectors[0].tolist()}
+
+        return JsonAnswer(work(), lambda: model_headers(host))
+
+    return router
+
+
+async def _embed(pod: Pod, host: ModelHost, model: str, ask: EmbedAsk) -> dict[str, Any]:
+    began = time.monotonic()
+    if not ask.inputs:
+        await _loaded(host)
+        return {"model": model, "embeddings": []}
+    work: Awaitable[Any] = embed(host, ask, pod.metrics)
+    made = await work
+    return {
+        "model": model,
+        "embeddings": [vector.tolist() for vector in made.vectors],
+        "total_duration": int((time.monotonic() - began) * NANO),
+        "load_duration": int((made.started - began) * NANO),
+        "prompt_eval_count": made.prompt_tokens,
+    }

@@ -1,0 +1,258 @@
+"""One model of the catalog in this pod: its runner's life from load to death to restart, and its admission.
+
+Owned by `manager`. A load belongs to the model, not to the request that caused it. Requests wait in admission while
+the model loads; a runner's death fails only what ran on it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tandem_api.catalog import CatalogModel
+from tandem_api.dialects import ApiError
+from tandem_api.model import Scheduling, WhenShort
+from tandem_api.report import ModelState, Progress
+from tandem_server.admission import Admission
+from tandem_server.chat.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from tandem_server.config import Settings
+from tandem_server.engine import wire
+from tandem_server.logs import size_text
+from tandem_server.residency.process import Launcher
+from tandem_server.residency.progress import ProgressLog
+from tandem_server.residency.runner import LoadFailed, Runner, start_runner
+from tandem_server.residency.source import SourceError, resolve
+
+_log = logging.getLogger(__name__)
+FAILED_AFTER = 3
+"""Failures in a row after which those who wait are told instead of held; trying goes on."""
+HEALTHY_SECONDS = 30.0
+"""A runner that lived this long starts the count of failures anew."""
+BACKOFF_MAX = 60.0
+
+
+def not_here(name: str) -> ApiError:
+    """What those are told who waited for a model that was taken away."""
+    return ApiError(404, f"model '{name}' was removed from this server", code="model_not_found", param="model")
+
+
+def needs_reload(old: CatalogModel, new: CatalogModel) -> bool:
+    """Whether a running runner cannot take over the new settings."""
+    kept = ("generation", "aliases", "queue", "defaults")
+    return old.model_dump(exclude=set(kept)) != new.model_dump(exclude=set(kept))
+
+
+def backoff(first: float, failures: int) -> float:
+    """Seconds before the next try after so many failures in a row (at least one)."""
+    return float(min(BACKOFF_MAX, first * 2 ** min(failures - 1, 16)))
+
+
+async def _first(
+    future: asyncio.Future[str], other: Coroutine[object, object, object], seconds: float | None = None
+) -> None:
+    """Returns when either is done; `future` is left alone, `other` is ended."""
+    task = asyncio.ensure_future(other)
+    try:
+        waited: list[asyncio.Future[Any]] = [future, task]
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+
+
+def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.RunnerSpec:
+    """What a runner of `entry` is started with; its address is filled in by the start."""
+    length = entry.context.length
+    return wire.RunnerSpec(
+        model=entry.name,
+        path=str(folder),
+        address="",
+        task=entry.task.value,
+        device=settings.device.value,
+        dtype=entry.dtype.value,
+        slots=entry.slots if isinstance(entry.slots, int) else None,
+        context=length if isinstance(length, int) else None,
+        min_context=entry.context.min_length,
+        may_shrink=entry.context.when_short is WhenShort.SHRINK,
+        overlapped=entry.scheduling is Scheduling.OVERLAPPED,
+        threads=settings.threads,
+    )
+
+
+class ModelHost:
+    """See the module. `state`, `progress`, `loaded`, `last_error` and the counters are for reading only."""
+
+    def __init__(
+        self,
+        entry: CatalogModel,
+        settings: Settings,
+        launcher: Launcher,
+        admission: Admission,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.entry = entry
+        self.admission = admission
+        self.state = ModelState.UNLOADED
+        self.progress: Progress | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.loaded: wire.Loaded | None = None
+        self.last_loaded: wire.Loaded | None = None
+        """Outlives the runner: what the checkpoint is does not change with it."""
+        self.runner: Runner | None = None
+        self.last_error: str | None = None
+        self.restarts = 0
+        self.loads = 0
+        self.load_seconds = 0.0
+        self.retry_at: float | None = None
+        self._settings = settings
+        self._launcher = launcher
+        self._on_change = on_change
+        self._failures = 0
+        self._wanted = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._task = asyncio.create_task(self._live(), name=f"model {entry.name}")
+
+    def want(self) -> None:
+        """Load it if it is not loaded; returns at once."""
+        self._wanted.set()
+
+    def refusal(self) -> ApiError | None:
+        """The error that a request gets at once because the model cannot be loaded; None while there is hope."""
+        if self.state is not ModelState.FAILED:
+            return None
+        wait = max(1.0, (self.retry_at or 0.0) - time.monotonic())
+        return ApiError(
+            503,
+            f"model '{self.entry.name}' cannot be loaded: {self.last_error}",
+            code="model_load_failed",
+            retry_after=wait,
+        )
+
+    def update(self, entry: CatalogModel) -> None:
+        """New settings: queue bounds and defaults at once, the rest by a reload after what runs now."""
+        reload = needs_reload(self.entry, entry)
+        self.entry = entry
+        self.admission.line.queue_max = entry.queue.max
+        self.admission.line.timeout = float(entry.queue.timeout_seconds)
+        if reload:
+            _log.info("The settings of model %s changed; it is loaded again once its running requests end.", entry.name)
+            self._reload.set()
+
+    async def close(self) -> None:
+        """Ends the model here: those who wait are sent elsewhere, the runner and all of its processes are gone."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.admission.hand_back(not_here(self.entry.name))
+        if self.runner is not None:
+            await self.runner.stop("was ended because its model is no longer wanted here")
+            self.runner = None
+        self.loaded = None
+        self._enter(ModelState.UNLOADED)
+
+    def _enter(self, state: ModelState) -> None:
+        self.state = state
+        if state is not ModelState.LOADING:
+            self.progress = None
+        self._on_change()
+
+    async def _live(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._reload.clear()
+            try:
+                await self._load()
+            except (SourceError, CheckpointError, LoadFailed, OSError) as error:
+                lasting = isinstance(error, CheckpointError) or (isinstance(error, SourceError) and error.lasting)
+                await self._failed(str(error), tell_waiting=lasting)
+                continue
+            began = time.monotonic()
+            cause = await self._serve()
+            if cause is not None:
+                self._failures = 0 if time.monotonic() - began > HEALTHY_SECONDS else self._failures
+                self.restarts += 1
+                await self._failed(cause, tell_waiting=False)
+
+    async def _load(self) -> None:
+        began = time.monotonic()
+        entry = self.entry
+        self._enter(ModelState.LOADING)
+        note = ProgressLog(entry.name, self._progressed)
+        _log.info("Loading model %s from %s.", entry.name, entry.source)
+        folder = await resolve(entry.source, entry.revision, self._settings, note.told)
+        spec = runner_spec(entry, folder, self._settings)
+        note.told(Progress(phase="starting"))
+        self.runner = await start_runner(self._launcher, spec, self._settings, note.told_by_runner)
+        try:
+            self.checkpoint = await asyncio.to_thread(read_checkpoint, folder)
+            self.loaded = self.last_loaded = await self.runner.loaded()
+        except BaseException:
+            runner, self.runner = self.runner, None
+            if not runner.ended.done():
+                await asyncio.shield(runner.stop("was ended because its load was given up"))
+            raise
+        self.loads += 1
+        self.load_seconds = time.monotonic() - began
+        self.last_error = None
+        self._tell_loaded(self.loaded)
+        self._enter(ModelState.LOADED)
+        self.admission.resize(self.loaded.slots)
+
+    async def _serve(self) -> str | None:
+        """Until the runner dies (its cause) or is to be replaced (None)."""
+        assert self.runner is not None
+        runner = self.runner
+        await _first(runner.ended, self._reload.wait())
+        self.admission.resize(0)
+        if not runner.ended.done():
+            await _first(runner.ended, self.admission.idle(), seconds=self._settings.drain_seconds)
+        died = runner.ended.done()
+        if not died:
+            await runner.stop("was ended because the settings of its model changed")
+        self.runner = None
+        self.loaded = None
+        self._enter(ModelState.LOADING)
+        return runner.ended.result() if died else None
+
+    async def _failed(self, cause: str, tell_waiting: bool) -> None:
+        self._failures += 1
+        self.last_error = cause
+        wait = backoff(self._settings.backoff_seconds, self._failures)
+        self.retry_at = time.monotonic() + wait
+        sentence = cause[:1].upper() + cause[1:]
+        _log.error("Model %s does not serve: %s. Trying again in %.1f s.", self.entry.name, sentence.rstrip("."), wait)
+        if tell_waiting or self._failures >= FAILED_AFTER:
+            self._enter(ModelState.FAILED)
+            refusal = self.refusal()
+            if refusal is not None:
+                self.admission.hand_back(refusal)
+        else:
+            self._on_change()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._reload.wait(), wait)
+        self.retry_at = None
+
+    def _progressed(self, progress: Progress) -> None:
+        self.progress = progress
+        self._on_change()
+
+    def _tell_loaded(self, loaded: wire.Loaded) -> None:
+        size = loaded.weight_bytes + loaded.cache_bytes + loaded.overhead_bytes
+        _log.info(
+            "Loaded model %s in %.1f s: %s with %s parameters in %s on %s; %d slots of %d tokens each; %s in all "
+            "(weights %s, contexts %s). %s%s",
+            self.entry.name,
+            self.load_seconds,
+            loaded.architecture,
+            f"{loaded.parameters:,}",
+            loaded.dtype,
+            loaded.device,
+            loaded.slots,
+            loaded.context,
+            size_text(size),
+            size_text(loaded.weight_bytes),
+            size_text(loaded.cache_bytes),
+            loaded.engine_reason,
+            f" {loaded.context_reason}" if loaded.context_reason else "",
+        )

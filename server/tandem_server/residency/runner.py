@@ -1,0 +1,176 @@
+"""One runner: a process and the wire to it, from its start to its reaped end.
+
+Started and ended by `host` only. `ended` is the one place that tells how it went: a sentence naming the cause.
+"""
+
+import asyncio
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tandem_server.config import Settings
+from tandem_server.engine import wire
+from tandem_server.residency.client import WireClient
+from tandem_server.residency.process import Launcher, RunnerProcess
+
+_log = logging.getLogger(__name__)
+WATCH_SECONDS = 1.0
+
+
+class LoadFailed(Exception):
+    """A runner that ended, or told nothing, before its model was loaded."""
+
+
+class Runner:
+    """A started runner; make it with `start_runner`."""
+
+    def __init__(
+        self,
+        model: str,
+        process: RunnerProcess,
+        folder: Path,
+        settings: Settings,
+        on_progress: Callable[[wire.Progress], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.model = model
+        self.pid = process.pid
+        self.stats: wire.Stats | None = None
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self._loaded: asyncio.Future[wire.Loaded] = loop.create_future()
+        self._process = process
+        self._folder = folder
+        self._settings = settings
+        self._on_progress = on_progress
+        self._last_words: str | None = None
+        self._busy_since: float | None = None
+        self._end_task: asyncio.Task[None] | None = None
+        self._watch_task = asyncio.create_task(self._watch())
+        self.client: WireClient
+
+    def attach(self, client: WireClient) -> None:
+        """Completes the construction: the wire exists before the process does."""
+        self.client = client
+        self._process.watch(self._exited)
+
+    async def loaded(self) -> wire.Loaded:
+        """The runner's own words once the model is resident. Raises LoadFailed; bounded by the load's stall time."""
+        waited: list[asyncio.Future[Any]] = [self._loaded, self.ended]
+        while True:
+            wait = self.client.heard_at + self._settings.load_stall_seconds - time.monotonic()
+            done, _ = await asyncio.wait(waited, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
+            if self.ended in done:
+                raise LoadFailed(self.ended.result())
+            if self._loaded in done:
+                return self._loaded.result()
+            if time.monotonic() - self.client.heard_at >= self._settings.load_stall_seconds:
+                because = f"told nothing for {self._settings.load_stall_seconds:g} s while loading and was ended"
+                await self.stop(because)
+                raise LoadFailed(self.ended.result())
+
+    def heard(self, message: wire.FromRunner) -> None:
+        """A message that belongs to no request."""
+        if isinstance(message, wire.Progress):
+            self._on_progress(message)
+        elif isinstance(message, wire.Loaded) and not self._loaded.done():
+            self._loaded.set_result(message)
+        elif isinstance(message, wire.Stats):
+            self.stats = message
+        elif isinstance(message, wire.Died):
+            self._last_words = message.cause
+
+    async def stop(self, because: str) -> None:
+        """Ends the process and everything it started: SIGTERM to the group, after a bound SIGKILL. Returns reaped."""
+        self._process.will_end(because)
+        self.client.send(wire.Stop())
+        self._process.signal(signal.SIGTERM)
+        done, _ = await asyncio.wait({self.ended}, timeout=self._settings.stop_seconds)
+        if not done:
+            _log.warning(
+                "The runner of model %s did not end within %g s; it is killed.", self.model, self._settings.stop_seconds
+            )
+            self._process.signal(signal.SIGKILL)
+            await self.ended
+
+    def _exited(self) -> None:
+        self._end_task = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        await self.client.settle()
+        cause = self._process.reap()
+        if self._last_words:
+            cause = f"ended: {self._last_words}"
+        sentence = f"the runner of model {self.model} (process {self.pid}) {cause}"
+        self.client.fail_all(sentence)
+        self._watch_task.cancel()
+        await self.client.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.ended.set_result(sentence)
+
+    async def _watch(self) -> None:
+        """Ends a runner that stopped answering: requests that hang are worse than a restart."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            because = self._hung(time.monotonic())
+            if because:
+                _log.error("The runner of model %s %s.", self.model, because)
+                self._process.will_end(because)
+                self._process.signal(signal.SIGKILL)
+                return
+
+    def _hung(self, now: float) -> str | None:
+        streams = self.client.streams.values() if hasattr(self, "client") else ()
+        aborted = [each.aborted_at for each in streams if each.aborted_at is not None and each.ends_promptly]
+        if aborted and now - min(aborted) > self._settings.abort_seconds:
+            return f"did not end an aborted request within {self._settings.abort_seconds:g} s and was killed"
+        if not streams:
+            self._busy_since = None
+            return None
+        self._busy_since = self._busy_since or now
+        if now - max(self._busy_since, self.client.heard_at) > self._settings.stall_seconds:
+            return f"made no step for {self._settings.stall_seconds:g} s while requests ran and was killed"
+        return None
+
+
+async def start_runner(
+    launcher: Launcher,
+    spec: wire.RunnerSpec,
+    settings: Settings,
+    on_progress: Callable[[wire.Progress], None],
+) -> Runner:
+    """Starts a runner for `spec`, whose `address` is filled in here. Raises OSError."""
+    folder = Path(tempfile.mkdtemp(prefix="tandem-", dir=settings.run_folder))
+    address = f"ipc://{folder / 'wire'}"
+    holder: list[Runner] = []
+    early: list[wire.FromRunner] = []
+
+    def heard(message: wire.FromRunner) -> None:
+        if holder:
+            holder[0].heard(message)
+        else:
+            early.append(message)
+
+    client = WireClient(address, heard)
+    try:
+        process = await launcher.start(_addressed(spec, address))
+    except BaseException:
+        await client.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    runner = Runner(spec.model, process, folder, settings, on_progress)
+    holder.append(runner)
+    runner.attach(client)
+    for message in early:
+        runner.heard(message)
+    return runner
+
+
+def _addressed(spec: wire.RunnerSpec, address: str) -> wire.RunnerSpec:
+    from msgspec.structs import replace
+
+    return replace(spec, address=address)
