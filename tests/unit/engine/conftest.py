@@ -84,7 +84,7 @@ class RecordingLink:
         self.sent.append(message)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recording_link():
     """The class, to be made with arrivals."""
     return RecordingLink

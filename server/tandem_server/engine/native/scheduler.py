@@ -30,8 +30,8 @@ class Sequence:
     in_flight: int = 0
     """Launched steps that write to the slot and are not committed yet."""
     finish: str | None = None
-    broken: bool = False
-    """Its numbers went wrong: the slot's cache must be zeroed."""
+    proved: bool = True
+    """The last step that wrote to the slot gave finite numbers, so all that stands in its cache is finite."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ class Scheduler:
         for sequence in planned.writers:
             sequence.in_flight -= 1
             assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
+            sequence.proved = False
         for sequence in planned.takers:
+            sequence.proved = result.tokens[sequence.slot] != BAD_ROW
             if sequence.finish is None:
                 rows.append(self._take(sequence, result))
             else:
@@ -192,7 +194,6 @@ class Scheduler:
     def _take(self, sequence: Sequence, result: StepResult) -> TokenRow:
         add, token = sequence.add, result.tokens[sequence.slot]
         if token == BAD_ROW:
-            sequence.broken = True
             self._end(sequence, "error")
             return TokenRow(add.request, [], "error", "the model's output for this request was not a number (NaN)")
         assert 0 <= token < self.limits.vocabulary, f"step gave request {add.request} the token {token}"
@@ -219,6 +220,7 @@ class Scheduler:
         """Frees the slots of ended sequences that no step in flight writes to: the only place that does."""
         for sequence in [s for s in self._unreleased if not s.in_flight]:
             self._unreleased.remove(sequence)
-            if sequence.broken:
+            if not sequence.proved:
+                # What may be NaN would reach the slot's next user: attention multiplies what it masks by 0.
                 self._to_clear.append(sequence.slot)
             self.table.release(sequence.slot, sequence.add.request)
