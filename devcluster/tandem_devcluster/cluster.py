@@ -1,34 +1,16 @@
 """The public API: `up`, `down`, `status`, `find`. Used by the command line, the tests and the demo."""
 
 import os
-import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_devcluster import (
-    cgroups,
-    cleanup,
-    dev_image,
-    network,
-    node_lock,
-    packages,
-    paths,
-    pause_image,
-    ports,
-    toolchain,
-)
-from tandem_devcluster.children import last_lines
+from tandem_devcluster import cleanup, node_lock, paths, starting, toolchain
 from tandem_devcluster.errors import DevclusterError
 from tandem_devcluster.node import import_command
 from tandem_devcluster.progress import Progress
-from tandem_devcluster.state import Phase, Spec, State, alive, identify, read_phase, read_spec, read_state, write_json
-
-START_TIMEOUT_S = 300.0
-DOWN_TIMEOUT_S = 60.0
-_POLL_S = 0.05
+from tandem_devcluster.state import alive, read_spec, read_state
 
 
 @dataclass(frozen=True)
@@ -67,32 +49,11 @@ def up(
     """
     progress = progress or Progress(quiet=True)
     folder = paths.cluster_folder(name)
-    if (running := _running(folder, node)) is not None:
-        return running
-    spec = _specify(name, node, qps, progress)
-    tools = {"helm": toolchain.provide("helm", progress)} if helm else {}
-    lock = node_lock.take(folder) if node else None
-    try:
-        _create(folder, spec, tools)
-        _start(folder, lock, progress)
-    finally:
-        if lock is not None:
-            os.close(lock)  # the keeper holds it on
+    tools = {"helm": f"'{toolchain.provide('helm', progress)}'"} if helm else {}
+    if _running(folder, node) is None:
+        _start(folder, node, progress, qps)
+    starting.write_commands(folder / "bin", folder, tools)
     return _cluster(folder)
-
-
-def _specify(name: str, node: bool, qps: int, progress: Progress) -> Spec:
-    """Makes everything that has to exist before a cluster can start."""
-    if not node:
-        packages.provide(packages.CONTROL_PLANE, progress)
-        kubernetes = toolchain.provide("kubernetes", progress)
-        return Spec(name, False, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), qps=qps)
-    if os.geteuid() != 0:
-        raise DevclusterError("a cluster with a node needs root: run the same command with sudo, or without --node")
-    packages.provide(packages.NODE, progress)
-    kubernetes, coredns = toolchain.provide("kubernetes", progress), toolchain.provide("coredns", progress)
-    images = [str(pause_image.provide(progress)), str(dev_image.dev_image(progress)[0])]
-    return Spec(name, True, str(kubernetes), str(coredns), images, qps=qps)
 
 
 def down(name: str) -> bool:
@@ -100,10 +61,7 @@ def down(name: str) -> bool:
     folder = paths.cluster_folder(name)
     if not folder.exists():
         return False
-    state = read_state(folder)
-    if state is not None and alive(state.keeper) and state.keeper.pid != os.getpid():
-        cleanup.stop(state.keeper, DOWN_TIMEOUT_S)
-    _clean_stale(folder, state)
+    starting.end(folder)
     return True
 
 
@@ -125,7 +83,7 @@ def load_image(name: str, file: Path) -> None:
 def find(name: str) -> Cluster:
     """The running cluster of that name. Raises DevclusterError when there is none, or it is not ready."""
     folder = paths.cluster_folder(name)
-    state, phase = read_state(folder), _phase(folder)
+    state, phase = read_state(folder), starting.phase_of(folder)
     if phase.phase == "failed":
         reason = phase.step.partition("\n")[0]
         raise DevclusterError(f"the cluster '{name}' has failed ({reason}): read the logs in {folder}/log, then `down`")
@@ -142,7 +100,7 @@ def status() -> list[Status]:
     folders = sorted(each for each in home.iterdir() if not each.name.startswith(".")) if home.is_dir() else []
     found = []
     for folder in folders:
-        spec, state, phase = read_spec(folder), read_state(folder), _phase(folder)
+        spec, state, phase = read_spec(folder), read_state(folder), starting.phase_of(folder)
         if spec is None or state is None:
             continue
         runs = alive(state.keeper)
@@ -152,13 +110,29 @@ def status() -> list[Status]:
     return found
 
 
+def _start(folder: Path, node: bool, progress: Progress, qps: int) -> None:
+    spec = starting.specify(folder.name, node, qps, progress)
+    if not node:
+        starting.create(folder, spec)
+        starting.run(folder, None, progress)
+        return
+    lock = node_lock.take(folder)
+    try:
+        starting.create(folder, spec)
+        starting.run(folder, lock, progress)
+    except BaseException:
+        node_lock.give_back(lock)  # the keeper, if it came to one, has ended
+        raise
+    os.close(lock)  # the keeper holds it on
+
+
 def _running(folder: Path, node: bool) -> Cluster | None:
     state, spec = read_state(folder), read_spec(folder)
     if state is None or spec is None or not alive(state.keeper):
         return None
-    phase = _phase(folder).phase
+    phase = starting.phase_of(folder).phase
     if phase == "failed":  # its keeper is about to end
-        cleanup.wait_for_end(state.keeper, DOWN_TIMEOUT_S)
+        cleanup.wait_for_end(state.keeper, starting.END_TIMEOUT_S)
         return None
     if phase != "ready":
         raise DevclusterError(f"the cluster '{spec.name}' is being started by another run: wait, or run `down` first")
@@ -166,112 +140,6 @@ def _running(folder: Path, node: bool) -> Cluster | None:
         kind = "with a node" if spec.node else "without a node"
         raise DevclusterError(f"the cluster '{spec.name}' already runs {kind}: choose another --name or run `down`")
     return _cluster(folder)
-
-
-def _create(folder: Path, spec: Spec, tools: dict[str, Path]) -> None:
-    """Makes the folder under another name and renames it, so that two runs cannot both own it."""
-    me = identify(os.getpid())
-    if me is None:
-        raise DevclusterError("/proc is not mounted: a cluster needs it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-    fresh.mkdir(mode=0o700)
-    try:
-        write_json(fresh / "spec.json", spec)
-        write_json(fresh / "state.json", State(me, time.time()))
-        _write_commands(fresh / "bin", folder, Path(spec.kubernetes), tools)
-        if folder.exists():
-            _clean_stale(folder, read_state(folder))
-        fresh.rename(folder)
-    except OSError as error:
-        raise DevclusterError(f"the folder {folder} could not be made: {error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _write_commands(folder: Path, cluster: Path, kubernetes: Path, tools: dict[str, Path]) -> None:
-    """Executables for a PATH; without KUBECONFIG in the environment they mean this cluster."""
-    folder.mkdir()
-    programs = {"kubectl": f"'{kubernetes}' kubectl"} | {name: f"'{path}'" for name, path in tools.items()}
-    for name, command in programs.items():
-        script = folder / name
-        script.write_text(
-            f'#!/bin/sh\n: "${{KUBECONFIG:={cluster}/kubeconfig}}"\nexport KUBECONFIG\nexec {command} "$@"\n'
-        )
-        script.chmod(0o755)
-
-
-def _start(folder: Path, lock: int | None, progress: Progress) -> None:
-    """Starts the keeper and waits until the cluster is ready; whatever interrupts that ends the cluster."""
-    try:
-        _start_keeper(folder, lock)
-        _wait(folder, progress)
-    except BaseException:
-        if _phase(folder).phase != "failed":  # a failed cluster's logs stay for its reader
-            down(folder.name)
-        raise
-
-
-def _start_keeper(folder: Path, lock: int | None) -> None:
-    inherited = () if lock is None else (lock,)
-    search = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
-    (folder / "log").mkdir()
-    with (folder / "log" / "keeper.log").open("ab") as log:
-        started = subprocess.run(
-            [sys.executable, "-m", "tandem_devcluster.keeper", str(folder), *map(str, inherited)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": search},
-            start_new_session=True,
-            pass_fds=inherited,
-            check=False,
-            timeout=30,
-        )
-    if started.returncode != 0:
-        raise _ended(folder)
-
-
-def _wait(folder: Path, progress: Progress) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    first = read_state(folder)
-    with progress.step(f"Starting the cluster '{folder.name}'", lambda: _phase(folder).step):
-        while (phase := _phase(folder)).phase == "starting":
-            state = read_state(folder)
-            if state is None or not alive(state.keeper):
-                if first is not None:
-                    cleanup.wait_for_end(first.keeper, DOWN_TIMEOUT_S)
-                raise _ended(folder)
-            if time.monotonic() > deadline:
-                raise DevclusterError(f"the cluster was not ready within {START_TIMEOUT_S:.0f} s, at: {phase.step}")
-            time.sleep(_POLL_S)
-    if phase.phase == "failed":
-        raise DevclusterError(f"the cluster '{folder.name}' failed: {phase.step}\nAll logs: {folder}/log")
-
-
-def _ended(folder: Path) -> DevclusterError:
-    words = last_lines(folder / "log" / "keeper.log")
-    if words:
-        return DevclusterError(f"the cluster's keeper ended; its last log lines:\n{words}")
-    return DevclusterError(f"the cluster '{folder.name}' was ended by someone while it started; nothing is left of it")
-
-
-def _clean_stale(folder: Path, state: State | None) -> None:
-    """Removes what a cluster left whose keeper is gone."""
-    spec = read_spec(folder)
-    if state is not None:
-        cleanup.kill(state.supervisor)
-    if spec is not None and spec.node:
-        with node_lock.free() as free:
-            if free:  # else they are another cluster's by now
-                network.remove_link()
-                cgroups.remove()
-    cleanup.remove_folder(folder)
-
-
-def _phase(folder: Path) -> Phase:
-    return read_phase(folder) or Phase("starting")
 
 
 def _cluster(folder: Path) -> Cluster:

@@ -49,7 +49,7 @@ _SETTINGS = {
     ],
     "Cmd": [PYTHON],
 }
-_VERSION = "1"  # of what this module makes of the packages
+_VERSION = "2"  # of what this module makes of the packages
 _TIMEOUT_S = 900
 
 
@@ -113,23 +113,27 @@ def _bootstrap(work: Path, root: Path, suite: str, sources: list[Path]) -> None:
 def _finish(root: Path) -> None:
     """Writes what the packages' scripts would have, and who the user is."""
     etc = root / "etc"
-    (etc / "passwd").write_text(f"root:x:0:0:root:/root:/bin/sh\nnonroot:x:{USER}:{USER}:nonroot:/tmp:/bin/sh\n")
-    (etc / "group").write_text(f"root:x:0:\nnonroot:x:{USER}:\n")
+    files = {
+        "passwd": f"root:x:0:0:root:/root:/bin/sh\nnonroot:x:{USER}:{USER}:nonroot:/tmp:/bin/sh\n",
+        "group": f"root:x:0:\nnonroot:x:{USER}:\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "ssl/certs/ca-certificates.crt": _BUNDLE.read_text(),
+    }
+    (etc / "ssl" / "certs").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (etc / name).write_text(text)
+        (etc / name).chmod(0o644)
     for name in ("hostname", "resolv.conf"):  # the build machine's
         (etc / name).unlink(missing_ok=True)
-    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-    bundle = root / _BUNDLE.relative_to("/")
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_BUNDLE, bundle)
-    for name, mode in (("tmp", 0o1777), ("proc", 0o755), ("sys", 0o755), ("dev", 0o755), ("var/log", 0o755)):
+    for name in ("tmp", "proc", "sys", "dev", "var/log", "etc/ssl", "etc/ssl/certs"):
         (root / name).mkdir(exist_ok=True)
-        (root / name).chmod(mode)
+        (root / name).chmod(0o1777 if name == "tmp" else 0o755)
 
 
 def _run(command: list[str], work: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(work)}
     result = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, cwd=work, env=environment
+        command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, cwd=work, env=environment, umask=0o022
     )
     if result.returncode != 0:
         words = "\n".join((result.stderr or result.stdout).strip().splitlines()[-10:])

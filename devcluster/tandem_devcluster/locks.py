@@ -45,7 +45,7 @@ def holder_of(path: Path) -> str:
 def unlock(path: Path, descriptor: int) -> None:
     """Gives the lock back and removes its file."""
     if _is_current(path, descriptor):
-        path.unlink()
+        path.unlink(missing_ok=True)
     os.close(descriptor)
 
 

@@ -113,7 +113,7 @@ def test_a_component_that_ends_ends_the_cluster_and_says_so(home: Path) -> None:
     (row,) = cluster.status()
     assert row.phase == "failed"
     assert row.detail.startswith("etcd was killed by signal 9")
-    with pytest.raises(DevclusterError, match="has failed .etcd was killed by signal 9"):
+    with pytest.raises(DevclusterError, match=r"has failed .etcd was killed by signal 9"):
         cluster.find("broken")
     assert "etcd.log" in {path.name for path in made.logs.iterdir()}
     assert not (made.folder / "pki").exists(), "only the logs are kept"

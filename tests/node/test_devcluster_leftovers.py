@@ -91,11 +91,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "clusters"
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A first cluster has been up and down: what is done once a machine (modules, packages, images) is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_DEVCLUSTER_HOME", str(tmp_path_factory.mktemp("warm")))
+        cluster.up("warm", node=True)
+        cluster.down("warm")
+
+
 @pytest.fixture
-def before(home: Path) -> Listing:
-    """The machine before; a first cluster has been up and down, so that the kernel's modules are loaded."""
-    cluster.up("warm", node=True)
-    cluster.down("warm")
+def before(home: Path, warm: None) -> Listing:
+    """The machine before."""
     return listing(home)
 
 

@@ -12,7 +12,6 @@ from tandem_devcluster.errors import DevclusterError
 from tandem_devcluster.progress import Progress
 from tandem_devcluster.state import Phase, ProcessId, Spec, State
 
-
 ENDED = ProcessId(1, 0)
 
 
