@@ -12,7 +12,7 @@ from tandem_api.report import ModelReport, ModelState
 from tandem_gateway.directory import Directory
 from tandem_gateway.objects import ModelView
 
-NEVER = "9999-12-31T23:59:59Z"
+NEVER = "2318-01-01T00:00:00Z"
 """Expiry of what stays loaded for ever; clients of Ollama print it so."""
 _EPOCH = "1970-01-01T00:00:00Z"
 

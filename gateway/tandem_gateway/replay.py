@@ -141,8 +141,11 @@ class Dispatcher:
             pod = tries.choose(ordered, now)
             if pod is None:
                 seconds = tries.wait(ordered, now)
+                current = self._directory.table.names.get((model.namespace, model.name))
+                if current is None or current.uid != model.uid:
+                    raise deleted(model)
                 if seconds is None:
-                    raise unserved(self._current(model), tries)
+                    raise unserved(current, tries)
                 await self._directory.wait_for_change(seconds)
                 continue
             loads.begin(pod.uid, model.name)
@@ -167,9 +170,6 @@ class Dispatcher:
                 loads.observe(pod.uid, model.name, load)
             return Answer(response, pod, len(tries.faults), partial(loads.end, pod.uid, model.name))
 
-    def _current(self, model: ModelView) -> ModelView:
-        return self._directory.table.names.get((model.namespace, model.name), model)
-
 
 def unserved(model: ModelView, tries: Tries) -> ApiError:
     """503: no pod took the request; told with the pods' causes, or with the sentence of the Ready condition."""
@@ -182,6 +182,13 @@ def unserved(model: ModelView, tries: Tries) -> ApiError:
     else:
         why = f"it has no ready pod ({model.ready.reason}: {model.ready.message.rstrip('. ')})"
     return ApiError(503, f"Model {model.name} cannot serve now: {why}.", code="no_ready_pod", retry_after=5)
+
+
+def deleted(model: ModelView) -> ApiError:
+    """503: the Model went while the request looked for a pod; there is nothing to wait for."""
+    return ApiError(
+        503, f"Model {model.name} was deleted before a pod took the request.", code="model_deleted", retry_after=5
+    )
 
 
 def died(model: ModelView, tries: Tries, last: AttemptFailed) -> ApiError:

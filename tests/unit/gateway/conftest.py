@@ -228,6 +228,8 @@ class Site:
                 source.remove(item)
         await self.until(lambda: not self.gateway._models.items and not self.gateway._pods.items)
         await self.until(lambda: self.gateway.lifecycle.requests == 0)
+        # No connection to a pod is still in use: every answer was read to its end or closed.
+        await self.until(lambda: not self.gateway._upstream._session.connector._acquired)
         assert self.gateway.directory.table == Table()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -105,6 +105,17 @@ async def test_when_the_only_pod_drains_its_successor_is_waited_for(site: Any, b
     assert (len(old.requests), len(new.requests)) == (1, 1)
 
 
+async def test_when_the_model_is_deleted_nothing_is_waited_for(site: Any, behave: Any) -> None:
+    old = await site.pod("127.0.0.2", behave.refuse("draining"))
+    began = asyncio.get_running_loop().time()
+    request = asyncio.create_task(site.chat())
+    await site.until(lambda: len(old.requests) == 1)
+    site.models.remove(behave.model())
+    status, _, data = await asyncio.wait_for(request, 5)
+    assert (status, json.loads(data)["error"]["code"]) == (503, "model_deleted")
+    assert asyncio.get_running_loop().time() - began < 1
+
+
 async def test_a_lingering_pod_serves_when_there_is_no_other(site: Any, behave: Any) -> None:
     leaving = await site.pod("127.0.0.2", known=False)
     item = behave.pod("127.0.0.2", ready=False)
