@@ -83,8 +83,8 @@ def _install(folder: Path) -> None:
 
 
 def _installer() -> list[str]:
-    beside = Path(sys.executable).parent / "uv"
-    uv = str(beside) if beside.exists() else shutil.which("uv")
-    if uv:
+    cached = sorted((paths.cache_home() / "tools").glob("uv-*/bin/uv"))  # where tools/environment.sh puts it
+    found = [str(path) for path in (Path(sys.executable).parent / "uv", *cached) if path.exists()]
+    if uv := (found[0] if found else shutil.which("uv")):
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     return [sys.executable, "-m", "pip", "install", "--quiet"]

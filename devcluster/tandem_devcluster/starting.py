@@ -132,8 +132,8 @@ def _wait(folder: Path, progress: Progress) -> None:
             if time.monotonic() > deadline:
                 raise DevclusterError(f"the cluster was not ready within {START_TIMEOUT_S:.0f} s, at: {phase.step}")
             time.sleep(_POLL_S)
-    if phase.phase == "failed":
-        raise DevclusterError(f"the cluster '{folder.name}' failed: {phase.step}\nAll logs: {folder}/log")
+        if phase.phase == "failed":
+            raise DevclusterError(f"the cluster '{folder.name}' failed: {phase.step}\nAll logs: {folder}/log")
 
 
 def _ended(folder: Path) -> DevclusterError:

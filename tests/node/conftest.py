@@ -1,6 +1,7 @@
-"""One cluster with a node for all node tests: up at its first use, down at the end of the session.
+"""One cluster with a node for each module of node tests: up at its first use (5 s), down at the module's end.
 
-Only one fits on a machine, so tests that start their own (they use the fixture `free_machine`) run before all others.
+Only one fits on a machine: so it is not kept for the session, in which the end-to-end tests start theirs, and tests
+that start their own (they use the fixture `free_machine`) run before all others.
 """
 
 import os
@@ -23,7 +24,7 @@ def free_machine() -> None:
         pytest.skip("a cluster with a node needs root")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node_cluster() -> Iterator[cluster.Cluster]:
     """A cluster whose node runs pods of the image `tandem.dev/dev:1`; helm lies beside kubectl in `bin_dir`."""
     if os.geteuid() != 0:
