@@ -32,7 +32,7 @@ SOURCE_FORM_RULES = [
     },
     {
         "rule": r"!self.source.startsWith('pvc://') || (self.source.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9_.-]+)*$')"
-        " && !self.source.contains('/..') && !self.source.contains('/./'))",
+        " && !self.source.contains('/..') && !self.source.contains('/./') && !self.source.endsWith('/.'))",
         "message": "a pvc:// source is pvc://claim or pvc://claim/folder, without . or .. in its path",
         "fieldPath": ".source",
     },

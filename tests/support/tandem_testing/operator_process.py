@@ -1,0 +1,156 @@
+"""A real operator process in front of a real API server, with a proxy between them that counts and can kill."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import yaml
+from aiohttp import web
+
+from tandem_testing.kube import Kube
+
+MASTER = "a-master-secret-for-tests"
+_DROPPED = {"host", "connection", "transfer-encoding", "content-encoding", "content-length", "accept-encoding"}
+
+
+@dataclass(frozen=True)
+class Write:
+    """One call that may change something, and how it was answered."""
+
+    method: str
+    path: str
+    code: int
+
+
+@dataclass
+class Proxy:
+    """Passes calls on to the API server: as the administrator, or with the caller's own token."""
+
+    kube: Kube
+    as_caller: bool = False
+    writes: list[Write] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    on_write: Callable[[int], None] = lambda _: None
+    port: int = 0
+
+    async def start(self) -> None:
+        """Listens on loopback."""
+        trust = self.kube.trust if self.as_caller else self.kube.admin
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
+        )
+        app = web.Application(client_max_size=1 << 24)
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stops to listen."""
+        await self._session.close()
+        await self._runner.cleanup()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        kept = {key: value for key, value in request.headers.items() if key.lower() not in _DROPPED}
+        if not self.as_caller:
+            kept.pop("Authorization", None)
+        url = f"{self.kube.server}{request.path_qs}"
+        async with self._session.request(request.method, url, headers=kept, data=await request.read()) as answer:
+            if answer.status in (401, 403):
+                self.refused.append(f"{request.method} {request.path}: {answer.status}")
+            if request.method != "GET":
+                self.writes.append(Write(request.method, request.path, answer.status))
+                # The API server has done it, and the operator does not know yet: the worst moment to die.
+                self.on_write(len(self.writes))
+            response = web.StreamResponse(status=answer.status)
+            response.content_type = answer.content_type
+            await response.prepare(request)
+            async for part in answer.content.iter_any():
+                await response.write(part)
+            await response.write_eof()
+            return response
+
+    def clear(self) -> None:
+        """Forgets what was counted."""
+        self.writes.clear()
+
+    @property
+    def effective(self) -> list[Write]:
+        """Writes that the API server took, without Events."""
+        return [one for one in self.writes if one.code < 300 and "/events" not in one.path]
+
+
+class OperatorProcess:
+    """`python -m tandem_operator` with the proxy as its API server."""
+
+    def __init__(self, proxy: Proxy, folder: Path, report_port: int = 8081, token: str = "unused") -> None:
+        self._folder = folder
+        self._log = folder / "operator.log"
+        self._proxy = proxy
+        settings = {
+            "server": {"image": "tandem.dev/server:test"},
+            "reportPort": report_port,
+            "healthHost": "127.0.0.1",
+            "healthPort": 0,
+            "log": {"level": "debug"},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "master").write_text(MASTER)
+        kubeconfig = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{proxy.port}"}}],
+            "users": [{"name": "test", "user": {"token": token}}],
+        }
+        (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts the process."""
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(self._folder / "kubeconfig"),
+            "TANDEM_OPERATOR_CONFIG": str(self._folder / "config.yaml"),
+            "TANDEM_MASTER_SECRET_FILE": str(self._folder / "master"),
+            "PYTHONSAFEPATH": "1",
+        }
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tandem_operator", env=environment, stdout=log, stderr=log
+            )
+
+    @property
+    def log(self) -> str:
+        """All that it has said."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives."""
+        return self._process is not None and self._process.returncode is None
+
+    def kill(self) -> None:
+        """kill -9, at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    async def wait(self, seconds: float = 20.0) -> int:
+        """Waits for its end; its exit status."""
+        assert self._process is not None
+        async with asyncio.timeout(seconds):
+            return await self._process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.terminate()
+        return await self.wait()
