@@ -49,7 +49,7 @@ class Record:
             f"{self.namespace}/{self.model}" if self.model else (f"unknown {self.asked!r}" if self.asked else "none")
         )
         who = f"pod {self.pod} answered" if self.pod else "the gateway answered"
-        ending = f" after {self.replays} failed attempts" if self.replays else ""
+        ending = f" after {self.replays} failed attempt{'s' if self.replays > 1 else ''}" if self.replays else ""
         note = f": {self.note}" if self.note else ""
         return (
             f"{self.method} {self.path}, model {model}: {who} {self.status}, {self.sent_bytes} bytes in "

@@ -4,6 +4,7 @@ On the path of a request between routing and the relay of the answer. `Tries` de
 be asked again when, and when to give up; `Dispatcher` acts on it. A full queue is an answer and is never replayed.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from tandem_api.dialects import ApiError
 from tandem_gateway.directory import Directory
 from tandem_gateway.objects import ModelView, PodView
 from tandem_gateway.upstream import AttemptFailed, Fault, Outgoing, load_of
+
+logger = logging.getLogger(__name__)
 
 FOR_EVER = float("inf")
 
@@ -154,11 +157,7 @@ class Dispatcher:
                 response = await self._sender.send(pod, outgoing(pod))
                 taken = True
             except AttemptFailed as failure:
-                self._on_replay(failure.fault)
-                if failure.fault is Fault.DRAINING:
-                    loads.draining(pod.uid)
-                elif failure.fault is not Fault.STALE:
-                    loads.suspect(pod.uid)
+                self._note(pod, model, failure)
                 if not tries.failed(pod, failure, time.monotonic()):
                     raise died(model, tries, failure) from failure
                 continue
@@ -169,6 +168,21 @@ class Dispatcher:
             if load := load_of(response):
                 loads.observe(pod.uid, model.name, load)
             return Answer(response, pod, len(tries.faults), partial(loads.end, pod.uid, model.name))
+
+    def _note(self, pod: PodView, model: ModelView, failure: AttemptFailed) -> None:
+        self._on_replay(failure.fault)
+        harmless = failure.fault in (Fault.DRAINING, Fault.STALE)
+        logger.log(
+            logging.INFO if harmless else logging.WARNING,
+            "Pod %s did not answer a request for model %s: %s.",
+            pod,
+            model.name,
+            failure.cause,
+        )
+        if failure.fault is Fault.DRAINING:
+            self._directory.loads.draining(pod.uid)
+        elif not harmless:
+            self._directory.loads.suspect(pod.uid)
 
 
 def unserved(model: ModelView, tries: Tries) -> ApiError:

@@ -184,7 +184,7 @@ def test_the_log_line_is_a_sentence_and_in_json_an_object() -> None:
     record.replays = 1
     sentence = record.sentence(0.25)
     assert sentence == (
-        "POST /api/chat, model default/coder: pod p-1 answered 200, 12 bytes in 0.250 s after 1 failed attempts"
+        "POST /api/chat, model default/coder: pod p-1 answered 200, 12 bytes in 0.250 s after 1 failed attempt"
     )
     line = logging.LogRecord("access", logging.INFO, "", 0, sentence, (), None)
     line.fields = record._fields(0.25)
