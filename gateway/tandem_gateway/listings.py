@@ -4,6 +4,7 @@ Beside the path of proxied requests. Pure functions of the directory: Models tel
 last reports what is loaded.
 """
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -100,7 +101,7 @@ def _digest(model: ModelView, artifact: Artifact | None) -> str:
 
 
 def _details(artifact: Artifact | None) -> dict[str, Any]:
-    family = artifact.architecture if artifact else ""
+    family = _family(artifact.architecture) if artifact else ""
     return {
         "parent_model": "",
         "format": "safetensors",
@@ -109,6 +110,11 @@ def _details(artifact: Artifact | None) -> dict[str, Any]:
         "parameter_size": _parameters(artifact.parameters) if artifact and artifact.parameters else "",
         "quantization_level": artifact.dtype if artifact else "",
     }
+
+
+def _family(architecture: str) -> str:
+    """LlamaForCausalLM is of the family llama, BertModel of bert."""
+    return re.sub(r"(For[A-Z]\w*|Model)$", "", architecture).lower()
 
 
 def _parameters(count: int) -> str:

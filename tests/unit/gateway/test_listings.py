@@ -39,7 +39,7 @@ async def test_tags_in_ollamas_shape(site: Any, behave: Any, artifact: dict[str,
     assert [entry["name"] for entry in listed] == ["coder", "known"]
     assert listed[1]["size"] == 7
     assert listed[1]["details"]["parameter_size"] == "3.2M"
-    assert listed[1]["details"]["family"] == "LlamaForCausalLM"
+    assert listed[1]["details"]["family"] == "llama"
 
 
 async def test_ps_tells_what_is_loaded_in_the_pods(site: Any, behave: Any, artifact: dict[str, Any]) -> None:
