@@ -87,8 +87,10 @@ def assert_restored(before: Listing, home: Path, within_s: float) -> float:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TANDEM_DEVCLUSTER_HOME", str(tmp_path / "clusters"))
-    return tmp_path / "clusters"
+    folder = tmp_path / "clusters"
+    folder.mkdir()
+    monkeypatch.setenv("TANDEM_DEVCLUSTER_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def _kill(folder: Path, victim: str, when: Callable[[], bool]) -> None:
     while not when():
         assert time.monotonic() < deadline, "the moment to kill never came"
     found = state.read_state(folder)
-    assert found is not None
+    assert found is not None, "the cluster ended before the moment to kill"
     os.kill(getattr(found, victim).pid, 9)
 
 
@@ -158,8 +160,12 @@ def test_kill_9_during_the_start(before: Listing, home: Path, step: str) -> None
         phase = state.read_phase(home / "early")
         return phase is not None and phase.step.startswith(step)
 
-    _kill(home / "early", "supervisor", reached)
-    errors = up.communicate(timeout=60)[1]
+    try:
+        _kill(home / "early", "supervisor", lambda: reached() or up.poll() is not None)
+        errors = up.communicate(timeout=60)[1]
+    finally:
+        up.kill()
+        up.communicate()
     assert up.returncode == 1
     assert "was ended by someone while it started" in errors
     assert_restored(before, home, within_s=10)
