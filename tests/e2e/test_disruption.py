@@ -74,18 +74,14 @@ async def test_two_rolling_changes_and_a_killed_operator_lose_no_request(site: S
 
 async def test_a_killed_runner_fails_only_its_own_requests_and_the_model_serves_again(site: Site) -> None:
     pod = site.eventually("one pod", lambda: [p for p in site.pods(MODEL) if ready(p)])[0]
-    first = {pid for pid in processes.of_pod(pod["metadata"]["uid"]) if "tandem_server" in processes.command(pid)}
-    assert first
-    load = Load(site.gateway, MODEL, clients=4, total=4, max_tokens=1500)
+    load = Load(site.gateway, MODEL, clients=4, total=4, max_tokens=1900, to_the_end=True)
     load.enough.set()
     running = asyncio.create_task(load.run())
-    await asyncio.to_thread(
-        site.eventually, "requests run", lambda: "in use" in site.model(MODEL)["status"].get("until", "")
-    )
+    await load.flowing()
     embedding = asyncio.create_task(
         asyncio.to_thread(site.post, "/v1/embeddings", {"model": "minilm", "input": "still here"})
     )
-    victims = runners(site, pod["metadata"]["uid"])
+    victims = runners(pod["metadata"]["uid"])
     assert len(victims) == 1
     processes.kill(victims[0])
     outcomes = await running
@@ -102,10 +98,9 @@ async def test_a_killed_runner_fails_only_its_own_requests_and_the_model_serves_
     assert again["status"]["containerStatuses"][0]["restartCount"] == 0, "the runner was replaced, not the pod"
 
 
-def runners(site: Site, uid: str) -> list[int]:
+def runners(uid: str) -> list[int]:
     """The pod's runner processes: session leaders other than the container's first process."""
-    own = {pid for pid in processes.session_leaders(uid) if "tandem_server" not in processes.command(pid)}
-    return [pid for pid in own if "multiprocessing" in processes.command(pid)]
+    return [pid for pid in processes.session_leaders(uid) if "forkserver" in processes.command(pid)]
 
 
 def named(outcome: Outcome) -> bool:
@@ -127,12 +122,10 @@ async def test_a_deleted_model_is_gone_within_ten_seconds_of_its_last_request(si
         ]
     )
     await asyncio.to_thread(site.eventually, "it is ready", lambda: site.condition(name).get("status") == "True", 120)
-    load = Load(site.gateway, name, clients=2, total=2, max_tokens=1000)
+    load = Load(site.gateway, name, clients=2, total=2, max_tokens=1000, to_the_end=True)
     load.enough.set()
     running = asyncio.create_task(load.run())
-    await asyncio.to_thread(
-        site.eventually, "requests run", lambda: site.model(name)["status"].get("until") == "in use"
-    )
+    await load.flowing()
     await asyncio.to_thread(site.kubernetes.kubectl, "delete", "model", name, "--wait=false")
     await running
     assert load.failures() == [], "requests that run when a Model is deleted are finished"

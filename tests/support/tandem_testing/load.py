@@ -7,6 +7,7 @@ else is a failure with its cause in words.
 import asyncio
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -23,6 +24,8 @@ class Outcome:
     done: bool = False
     error: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    flowing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once something of the answer came, or it failed."""
 
     @property
     def served(self) -> bool:
@@ -30,22 +33,22 @@ class Outcome:
         return self.status == 200 and self.done and self.finish is not None and self.error is None
 
 
-async def chat(session: aiohttp.ClientSession, base: str, model: str, max_tokens: int, prompt: str) -> Outcome:
-    """One streamed chat."""
-    outcome = Outcome()
-    body = {"model": model, "stream": True, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+async def chat(session: aiohttp.ClientSession, base: str, body: dict[str, Any], outcome: Outcome) -> None:
+    """One streamed chat; `outcome` follows it."""
     try:
         async with session.post(f"{base}/v1/chat/completions", json=body, timeout=TIMEOUT) as response:
             outcome.status = response.status
             outcome.headers = {key.lower(): value for key, value in response.headers.items()}
             if response.status != 200:
                 outcome.error = (await response.text())[:300]
-                return outcome
+                return
             async for line in response.content:
                 _read_line(outcome, line.decode().strip())
+                outcome.flowing.set()
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         outcome.error = f"{type(error).__name__}: {error}"
-    return outcome
+    finally:
+        outcome.flowing.set()
 
 
 def _read_line(outcome: Outcome, line: str) -> None:
@@ -66,9 +69,14 @@ def _read_line(outcome: Outcome, line: str) -> None:
 class Load:
     """`clients` clients, each with a new connection a request, until `total` requests were sent and `enough` is set."""
 
-    def __init__(self, base: str, model: str, *, clients: int, total: int, max_tokens: int) -> None:
-        self.base, self.model, self.clients, self.total, self.max_tokens = base, model, clients, total, max_tokens
+    def __init__(
+        self, base: str, model: str, *, clients: int, total: int, max_tokens: int, to_the_end: bool = False
+    ) -> None:
+        """`to_the_end` makes each answer `max_tokens` long, whatever the model would rather do."""
+        self.base, self.clients, self.total = base, clients, total
+        self._body = {"model": model, "stream": True, "max_tokens": max_tokens, "ignore_eos": to_the_end}
         self.outcomes: list[Outcome] = []
+        self._running: list[Outcome] = []
         self.enough = asyncio.Event()
         self._started = 0
         self._progress = asyncio.Condition()
@@ -83,11 +91,21 @@ class Load:
     async def _client(self) -> None:
         while self._started < self.total or not self.enough.is_set():
             self._started += 1
+            outcome = Outcome()
+            self._running.append(outcome)
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-                prompt = f"def function_{self._started}("
-                self.outcomes.append(await chat(session, self.base, self.model, self.max_tokens, prompt))
+                message = {"role": "user", "content": f"def function_{self._started}("}
+                await chat(session, self.base, {**self._body, "messages": [message]}, outcome)
+            self._running.remove(outcome)
+            self.outcomes.append(outcome)
             async with self._progress:
                 self._progress.notify_all()
+
+    async def flowing(self) -> None:
+        """Returns once every client's first answer has begun."""
+        await asyncio.sleep(0)
+        for outcome in list(self._running):
+            await outcome.flowing.wait()
 
     async def reached(self, count: int) -> None:
         """Returns once `count` requests have ended."""

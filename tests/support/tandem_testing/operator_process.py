@@ -1,6 +1,7 @@
 """A real operator process in front of a real API server, with a proxy between them that counts and can kill."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -61,7 +62,9 @@ class Proxy:
         if not self.as_caller:
             kept.pop("Authorization", None)
         url = f"{self.kube.server}{request.path_qs}"
-        async with self._session.request(request.method, url, headers=kept, data=await request.read()) as answer:
+        async with self._session.request(
+            request.method, url, headers=kept, data=await request.read() or None
+        ) as answer:
             if answer.status in (401, 403):
                 self.refused.append(f"{request.method} {request.path}: {answer.status}")
             if request.method != "GET":
@@ -70,10 +73,11 @@ class Proxy:
                 self.on_write(len(self.writes))
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
-            await response.prepare(request)
-            async for part in answer.content.iter_any():
-                await response.write(part)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionResetError):  # the operator has been killed
+                await response.prepare(request)
+                async for part in answer.content.iter_any():
+                    await response.write(part)
+                await response.write_eof()
             return response
 
     def clear(self) -> None:
