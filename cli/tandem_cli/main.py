@@ -1,11 +1,38 @@
-"""The `tandem` command: where its subcommands come together."""
+"""The `tandem` command: where its subcommands come together.
+
+Each is imported only when it is called, so that none pays for another's imports or suffers from its faults.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tandem_cli.serve import serve
+if TYPE_CHECKING:
+    from typer._click.core import Command, Context
+
+SUBCOMMANDS = {"serve": "tandem_cli.serve:app", "demo": "tandem_cli.demo.command:app"}
+"""Name -> `module:attribute` of a Typer application."""
+
+
+class _Lazy(TyperGroup):
+    def list_commands(self, ctx: "Context") -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: "Context", cmd_name: str) -> "Command | None":
+        target = SUBCOMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command: Any = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        command.name = cmd_name
+        return command  # type: ignore[no-any-return]
+
 
 app = typer.Typer(
     name="tandem",
+    cls=_Lazy,
     help="Language models as Kubernetes resources, and without Kubernetes too.",
     no_args_is_help=True,
     add_completion=False,
@@ -15,7 +42,4 @@ app = typer.Typer(
 
 @app.callback()
 def tandem() -> None:
-    """Keeps subcommands named even while there is only one."""
-
-
-app.command()(serve)
+    """Language models as Kubernetes resources, and without Kubernetes too."""

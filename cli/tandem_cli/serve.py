@@ -4,7 +4,9 @@ Makes the catalog from its command line and runs the same application as a pod, 
 Heavy imports happen inside the command, so that `tandem --help` is quick.
 """
 
+import logging
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -70,6 +72,10 @@ def catalog_models(
     return entries
 
 
+def _found_device() -> str:
+    return "gpu" if shutil.which("nvidia-smi") else "cpu"
+
+
 def serve(
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="A checkpoint's folder, or hf://org/name. May be repeated.")
@@ -82,8 +88,9 @@ def serve(
         int | None, typer.Option(min=4, max=16_777_216, help="Tokens a slot (default: the model's own limit).")
     ] = None,
     device: Annotated[
-        Literal["cpu", "gpu"], typer.Option(case_sensitive=False, help="What to compute on; never chosen silently.")
-    ] = "cpu",
+        Literal["cpu", "gpu"] | None,
+        typer.Option(case_sensitive=False, help="What to compute on (default: gpu where there is an NVIDIA driver)."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. There is no password: keep it local.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port for all APIs; Ollama's own by default.")] = 11_434,
     scheduling: Annotated[
@@ -106,7 +113,7 @@ def serve(
     catalog = Catalog(models=entries, preload={ALL_PODS: [entry.name for entry in entries]}).with_revision()
     settings = Settings.model_validate(
         {
-            "device": device.upper(),
+            "device": (device or _found_device()).upper(),
             "host": host,
             "http_port": port,
             "file_root": Path("/"),
@@ -118,8 +125,14 @@ def serve(
         }
     )
     logs.configure(log_format)
+    if device is None:
+        logging.getLogger("tandem").info("Computing on the %s; --device says otherwise.", settings.device.value)
     try:
         uvloop.run(run_pod(settings, fixed=catalog, companion=Screen(host).show))
     except (SettingsError, DeviceError) as error:
         sys.stderr.write(f"tandem: {error}\n")
         raise typer.Exit(2) from error
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(serve)

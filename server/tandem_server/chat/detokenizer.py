@@ -75,6 +75,6 @@ class WindowDetokenizer:
         return after[len(before) :]
 
     def _release(self, text: str) -> str:
-        self._context = (self._context + self._held)[-WINDOW_MAX:] if self._held else self._context
-        self._held = []
+        # Whole releases only: a window that begins inside a character would garble all of it.
+        self._context, self._held = self._held, []
         return text

@@ -4,6 +4,7 @@ First on the path of an OpenAI request. Fields of vLLM and others that clients k
 `repetition_penalty`, `stop_token_ids`, `ignore_eos`) are taken too.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -202,13 +203,13 @@ class EmbeddingsBody(Body):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
 
-    def texts(self) -> list[str] | list[list[int]]:
+    def texts(self) -> Sequence[str | list[int]]:
         """The inputs as a list. Raises ApiError 400 for none, too many or an empty one."""
-        given = self.input
+        given: Any = self.input
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = [given]
         if not given or len(given) > MAX_INPUTS:
             raise ApiError(400, f"input: must hold 1 to {MAX_INPUTS} texts (got {len(given)})", param="input")
         if not all(given):
             raise ApiError(400, "input: a text must not be empty", param="input")
-        return given  # type: ignore[return-value]
+        return list(given)

@@ -183,7 +183,9 @@ class ModelHost:
         folder = await resolve(entry.source, entry.revision, self._settings, note.told)
         spec = runner_spec(entry, folder, self._settings)
         note.told(Progress(phase="starting"))
-        self.runner = await start_runner(self._launcher, spec, self._settings, note.told_by_runner)
+        self.runner = await start_runner(
+            self._launcher, spec, self._settings, note.told_by_runner, lambda: self.admission.resize(0)
+        )
         try:
             self.checkpoint = await asyncio.to_thread(read_checkpoint, folder)
             self.loaded = self.last_loaded = await self.runner.loaded()

@@ -11,12 +11,14 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import msgspec
@@ -40,6 +42,20 @@ def child_main(spec: bytes, entry: str, log_format: Literal["text", "json"], par
     logs.configure(log_format)
     module, _, function = entry.partition(":")
     getattr(importlib.import_module(module), function)(msgspec.msgpack.decode(spec, type=RunnerSpec))
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the program's main module from multiprocessing, which would import it again in every child.
+
+    A runner needs nothing of it, and the front end's imports would cost each runner half a second and its memory.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _discard(starting: "asyncio.Future[RunnerProcess]") -> None:
@@ -97,7 +113,8 @@ class Launcher:
                 daemon=False,
             )
             try:
-                process.start()
+                with _without_main():
+                    process.start()
             except BaseException:
                 writer.close()
                 raise

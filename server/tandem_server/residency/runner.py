@@ -36,6 +36,7 @@ class Runner:
         folder: Path,
         settings: Settings,
         on_progress: Callable[[wire.Progress], None],
+        on_exit: Callable[[], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.model = model
@@ -47,6 +48,7 @@ class Runner:
         self._folder = folder
         self._settings = settings
         self._on_progress = on_progress
+        self._on_exit = on_exit
         self._last_words: str | None = None
         self._busy_since: float | None = None
         self._end_task: asyncio.Task[None] | None = None
@@ -98,6 +100,8 @@ class Runner:
             await self.ended
 
     def _exited(self) -> None:
+        # Before the requests end: the slots that they free must not let others start on a dead runner.
+        self._on_exit()
         self._end_task = asyncio.create_task(self._end())
 
     async def _end(self) -> None:
@@ -114,8 +118,9 @@ class Runner:
 
     async def _watch(self) -> None:
         """Ends a runner that stopped answering: requests that hang are worse than a restart."""
+        interval = min(WATCH_SECONDS, self._settings.stall_seconds / 4, self._settings.abort_seconds / 4)
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(interval)
             because = self._hung(time.monotonic())
             if because:
                 _log.error("The runner of model %s %s.", self.model, because)
@@ -142,8 +147,12 @@ async def start_runner(
     spec: wire.RunnerSpec,
     settings: Settings,
     on_progress: Callable[[wire.Progress], None],
+    on_exit: Callable[[], None],
 ) -> Runner:
-    """Starts a runner for `spec`, whose `address` is filled in here. Raises OSError."""
+    """Starts a runner for `spec`, whose `address` is filled in here; `on_exit` is called first of all when it ends.
+
+    Raises OSError.
+    """
     folder = Path(tempfile.mkdtemp(prefix="tandem-", dir=settings.run_folder))
     address = f"ipc://{folder / 'wire'}"
     holder: list[Runner] = []
@@ -162,7 +171,7 @@ async def start_runner(
         await client.close()
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    runner = Runner(spec.model, process, folder, settings, on_progress)
+    runner = Runner(spec.model, process, folder, settings, on_progress, on_exit)
     holder.append(runner)
     runner.attach(client)
     for message in early:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tandem_api.report import Progress
 from tandem_server.config import Settings
 
+_CLAIM_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 DOWNLOAD_STALL_SECONDS = 300.0
 
@@ -43,6 +44,8 @@ async def resolve(source: str, revision: str | None, settings: Settings, on_prog
         return await _download(rest, revision, settings, on_progress)
     if scheme == "pvc":
         claim, _, below = rest.partition("/")
+        if not _CLAIM_NAME.match(claim):
+            raise SourceError(f"source '{source}' names no claim; write pvc://claim/folder")
         return _inside(settings.claims_folder / claim, below, source, f"the claim '{claim}' is not mounted in this pod")
     if scheme == "file":
         if settings.file_root is None:
@@ -55,8 +58,6 @@ async def resolve(source: str, revision: str | None, settings: Settings, on_prog
 
 def _inside(root: Path, below: str, source: str, when_missing: str) -> Path:
     """`root/below` if that exists and does not lead out of `root` (neither by `..` nor by a symbolic link)."""
-    if root.name in ("", ".", "..") and root != Path("/"):
-        raise SourceError(f"source '{source}' names no claim")
     if not root.is_dir():
         raise SourceError(f"source '{source}': {when_missing or f'there is no folder {root}'}", lasting=False)
     base = root.resolve()

@@ -1,0 +1,160 @@
+"""A runner without a model: speaks the wire as a real one does, and makes the tokens that the test wrote down.
+
+Runs in a process of its own, forked like a real runner. Its checkpoint folder holds `fake.json` (see `FakeSpec`);
+while the folder holds a file `hold` it makes no step, and it adds a line to `admitted` for every request it starts.
+"""
+
+import math
+import os
+import signal
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from tandem_server.engine import wire
+
+
+class FakeSpec(msgspec.Struct):
+    """What the fake does."""
+
+    answer: list[int] = []
+    """Tokens of every answer, over and over until max_tokens, or until a stop token among them."""
+    slots: int = 4
+    context: int = 256
+    task: str = "Generate"
+    size: int = 8
+    die_at_load: str = ""
+    fail_token: int = 3
+    """A prompt with this token ends in an `error` row."""
+    death_token: int = 4
+    """A prompt with this token kills the process, as a fault in native code would."""
+    deaf_token: int = 5
+    """A prompt with this token is never answered, nor is its abort."""
+    step_seconds: float = 0.001
+
+
+class Running:
+    """One request on a slot."""
+
+    def __init__(self, add: wire.Add) -> None:
+        self.add = add
+        self.made = 0
+        self.aborted = False
+
+    def row(self, spec: FakeSpec) -> wire.TokenRow:
+        """The next token."""
+        number = self.add.request
+        if self.aborted:
+            return wire.TokenRow(number, [], "abort")
+        if spec.fail_token in self.add.prompt:
+            return wire.TokenRow(number, [], "error", "the token was not to its liking")
+        token = spec.answer[self.made % len(spec.answer)]
+        self.made += 1
+        if token in self.add.stop_tokens:
+            return wire.TokenRow(number, [], "stop")
+        finish = "length" if self.made >= self.add.max_tokens else None
+        logprobs = None
+        if self.add.sampling.logprobs is not None:
+            others = [(other, -2.0 - other) for other in range(self.add.sampling.logprobs)]
+            logprobs = [[(token, -0.5), *others]]
+        return wire.TokenRow(number, [token], finish, None, logprobs)
+
+
+def vector(ids: list[int], size: int) -> list[float]:
+    """A made-up unit vector that depends on every id."""
+    raw = [1.0 + sum((place + 1) * number for place, number in enumerate(ids)) % (axis + 7) for axis in range(size)]
+    length = math.sqrt(sum(value * value for value in raw))
+    return [value / length for value in raw]
+
+
+def main(spec: wire.RunnerSpec) -> None:
+    """What the forked process executes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder = Path(spec.path)
+    fake = msgspec.json.decode((folder / "fake.json").read_bytes(), type=FakeSpec)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    socket.connect(spec.address)
+    socket.send(wire.encode(wire.Progress("reading weights", 1, 2)))
+    if fake.die_at_load:
+        socket.send(wire.encode(wire.Died(fake.die_at_load)))
+        socket.close(linger=1000)
+        zmq.Context.instance().term()
+        raise SystemExit(1)
+    socket.send(wire.encode(loaded(spec, fake)))
+    serve(socket, fake, folder)
+
+
+def loaded(spec: wire.RunnerSpec, fake: FakeSpec) -> wire.Loaded:
+    """What it says of itself."""
+    return wire.Loaded(
+        task=fake.task,
+        architecture="FakeForCausalLM",
+        parameters=1_234_567,
+        weight_bytes=1000,
+        cache_bytes=200,
+        overhead_bytes=30,
+        device="CPU (1 thread)",
+        device_kind="CPU",
+        dtype="float32",
+        slots=spec.slots or fake.slots,
+        context_limit=fake.context,
+        context=min(spec.context or fake.context, fake.context),
+        context_reason="",
+        embedding_size=fake.size,
+        engine_reason="a fake engine",
+    )
+
+
+def serve(socket: "zmq.Socket[bytes]", fake: FakeSpec, folder: Path) -> None:
+    """Steps until told to stop."""
+    running: dict[int, Running] = {}
+    step = 0
+    while True:
+        held = (folder / "hold").exists()
+        timeout = 0 if running and not held else 5
+        while socket.poll(timeout):
+            if not handle(wire.decode_to_runner(socket.recv()), running, socket, fake, folder):
+                return
+            timeout = 0
+        if not running or held:
+            continue
+        if fake.step_seconds:
+            threading.Event().wait(fake.step_seconds)
+        rows = [each.row(fake) for each in running.values() if fake.deaf_token not in each.add.prompt]
+        step += 1
+        socket.send(wire.encode(wire.Tokens(step, rows)))
+        for row in rows:
+            if row.finish is not None:
+                del running[row.request]
+
+
+def handle(message: Any, running: dict[int, Running], socket: Any, fake: FakeSpec, folder: Path) -> bool:
+    """One message; False for Stop."""
+    if isinstance(message, wire.Stop):
+        return False
+    if isinstance(message, wire.Add):
+        assert len(running) < fake.slots, "more requests than slots"
+        if fake.death_token in message.prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        running[message.request] = Running(message)
+        with (folder / "admitted").open("a") as log:
+            log.write(",".join(map(str, message.prompt)) + "\n")
+    elif isinstance(message, wire.Abort) and message.request in running:
+        running[message.request].aborted = True
+        with (folder / "aborted").open("a") as log:
+            log.write(f"{message.request}\n")
+    elif isinstance(message, wire.Embed):
+        numbers = [number for ids in message.inputs for number in vector(ids, fake.size)]
+        data = struct.pack(f"<{len(numbers)}f", *numbers)
+        socket.send(wire.encode(wire.Embedded(message.request, fake.size, data)))
+    return True
+
+
+def _end_with_parent() -> None:
+    while os.read(int(os.environ["TANDEM_PARENT_PIPE"]), 1):
+        continue
+    os._exit(1)
