@@ -103,7 +103,8 @@ class Load:
 
     async def flowing(self) -> None:
         """Returns once every client's first answer has begun."""
-        await asyncio.sleep(0)
+        while self._started < self.clients:
+            await asyncio.sleep(0)  # the clients' tasks have not run yet
         for outcome in list(self._running):
             await outcome.flowing.wait()
 
