@@ -62,7 +62,7 @@ class SocketLink:
 
 def main(spec: RunnerSpec) -> None:
     """Runs a model until told to stop. Exits the process with status 1 after a fault that ends the runner."""
-    _log_to_stderr(spec.model)
+    _set_up_log(spec.model)
     _end_with_parent()
     link = SocketLink(spec.address)
     try:
@@ -132,14 +132,24 @@ def _progress(link: SocketLink) -> Callable[[str, int, int], None]:
     return report
 
 
-def _log_to_stderr(model: str) -> None:
-    """One line a record, prefixed with the model's name."""
-    handler = logging.StreamHandler(sys.stderr)
-    name = model.replace("%", "%%")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s runner {name}: %(message)s"))
-    log.handlers[:] = [handler]
+class _Prefix(logging.Filter):
+    """Begins every line with the model's name, whatever form the process logs in."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._prefix = f"runner {model}: "
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._prefix + record.getMessage(), None
+        return True
+
+
+def _set_up_log(model: str) -> None:
+    """Names the model in each line; logs to standard error where the parent has not set up anything."""
+    log.addFilter(_Prefix(model))
     log.setLevel(logging.INFO)
-    log.propagate = False
+    if not logging.getLogger().handlers:
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _end_with_parent() -> None:

@@ -1,6 +1,7 @@
 """Small random checkpoints made by transformers, and a link that records: what the engine's tests share."""
 
 import os
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != "not torch" or collection_path.suffix != ".py":
         return None
     return True if "pytest.mark.torch" in collection_path.read_text() else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models here are too small for a second thread, which stalls every operation where the CPUs are shared."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 On the path of a step, between the plan and the sampler. Each slot owns a contiguous stretch of the cache, so that
 nothing is gathered: a decode step works on the first `rows` slots as one view. A row's result depends on its own
-tokens only: attention spans are multiples of `SPAN`, prompts run in chunks whose borders are the request's own, and
+tokens only: attention spans are multiples of `span`, prompts run in chunks whose borders are the request's own, and
 the matrices are row-invariant (see `linear.py`).
 """
 
@@ -14,7 +14,8 @@ from tandem_server.engine.native.rope import rope_tables
 from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
 
 SPAN = 512
-"""Torch's CPU attention works through keys in blocks of 512; a span of other lengths would sum in another order."""
+"""Torch's CPU attention works through keys in blocks of 512; spans of other lengths may sum in another order."""
+FINER_SPANS = (64, 128, 256)
 UNEVEN = 2
 """Above this ratio of computed to needed spans, slots are attended to one by one rather than at the longest span."""
 
@@ -23,6 +24,8 @@ class Decoder:
     """A decoder with room for `slots` sequences of `context` tokens."""
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int) -> None:
+        self.span = SPAN
+        """Decode steps attend to a multiple of so many keys; see `prove_span`."""
         self.config, self.weights, self.slots, self.context = config, weights, slots, context
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
@@ -55,7 +58,7 @@ class Decoder:
             Hidden states `[rows, hidden]`, normalised.
         """
         rows, kv, size = len(lengths), self.config.kv_heads, self.config.head_size
-        spans = [min(-(-length // SPAN) * SPAN, self.capacity) for length in lengths]
+        spans = [min(-(-length // self.span) * self.span, self.capacity) for length in lengths]
         span = max(spans)
         uneven = rows * span > UNEVEN * sum(spans)
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
@@ -132,6 +135,29 @@ class Decoder:
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[rows, vocabulary]`."""
         return self.weights.head(hidden).float()
+
+    @torch.inference_mode()
+    def prove_span(self) -> None:
+        """Takes the finest span whose results are bit for bit those of `SPAN`, on this machine and in this dtype.
+
+        Short sequences then cost less, and the answer still does not depend on how far the longest neighbour is.
+        """
+        whole, kv, size = min(SPAN, self.capacity), self.config.kv_heads, self.config.head_size
+        generator = torch.Generator().manual_seed(20_260_102)
+        shape = (self.slots, kv, self.config.heads // kv + 2 * whole, size)
+        random = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        query, keys, values = random[:, :, 2 * whole :], random[:, :, :whole], random[:, :, whole : 2 * whole]
+
+        def attend(length: int, span: int) -> torch.Tensor:
+            mask = torch.zeros(1, 1, 1, span, dtype=self.dtype, device=self.device)
+            mask[..., length:] = float("-inf")
+            return F.scaled_dot_product_attention(query, keys[:, :, :span], values[:, :, :span], attn_mask=mask)
+
+        for span in FINER_SPANS:
+            lengths = [1, span // 2 + 1, *range(span, whole, span)]
+            if all(torch.equal(attend(n, min(-(-n // span) * span, whole)), attend(n, whole)) for n in lengths):
+                self.span = span
+                return
 
     def clear(self, slot: int) -> None:
         """Zeroes a slot whose numbers went wrong: attention multiplies what it masks by 0, and 0 x NaN is NaN."""

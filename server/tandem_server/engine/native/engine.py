@@ -123,6 +123,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     )
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     decoder = Decoder(config, weights, slots, context)
+    if device.type == "cpu":
+        decoder.prove_span()
     sizes = _row_sizes(weights, slots, dtype, device)
     step = DeviceStep(decoder, sizes)
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
@@ -144,7 +146,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         context_reason=reason or _window_reason(config, spec),
         embedding_size=0,
         engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
-        f"steps of {', '.join(map(str, sizes))} rows",
+        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys",
     )
     return NativeEngine(spec, loaded, step, limits, device)
 

@@ -20,6 +20,8 @@ class Needs:
     """A row keeps at most `SHORT_LIST` candidates."""
     sorted: bool = False
     """A row filters over the whole vocabulary."""
+    unfiltered: bool = False
+    """A row draws from the whole vocabulary."""
     penalties: bool = False
     logprobs: int | None = None
 
@@ -47,6 +49,7 @@ def needs_of(samplings: list[Sampling]) -> Needs:
         random=any(sampling.temperature > 0 for sampling in samplings),
         short=any(map(is_short, samplings)),
         sorted=any(map(is_sorted, samplings)),
+        unfiltered=any(s.temperature > 0 and not is_short(s) and not is_sorted(s) for s in samplings),
         penalties=any(map(is_penalised, samplings)),
         logprobs=max(logprobs) if logprobs else None,
     )

@@ -102,20 +102,16 @@ class Sampler:
         numbers, integers = self._numbers[:rows], self._integers[:rows]
         scaled = scores / numbers[:, :1]
         keys = row_keys(integers[:, 0], positions)
-        if not (needs.short or needs.sorted):
-            return self._draw_from_all(scaled, keys)
         drawn = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        if needs.unfiltered:
+            drawn = (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
         if needs.short:
             values, ids = scaled.topk(min(SHORT_LIST, scaled.shape[1]), -1)
             drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys), drawn)
         if needs.sorted:
             values, ids = scaled.sort(dim=-1, descending=True, stable=True)
             drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys), drawn)
-        unfiltered = integers[:, 3:].sum(-1) == 0
-        return torch.where(unfiltered, self._draw_from_all(scaled, keys), drawn)
-
-    def _draw_from_all(self, scaled: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        return (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
+        return drawn
 
     def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Draws among candidates in falling order: top_k first, then top_p and min_p over what it leaves."""
