@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tandem_api.names import REFUSED_HEADER, REFUSED_QUEUE_FULL
+from tandem_api.names import REFUSED_HEADER, REFUSED_QUEUE_FULL, REFUSED_QUEUE_TIMEOUT
 
 OLLAMA_QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's own text, two spaces and all: its clients match on it."""
@@ -94,7 +94,8 @@ def openai_error(error: ApiError) -> dict[str, Any]:
 
 
 def _ollama_text(error: ApiError) -> str:
-    return OLLAMA_QUEUE_FULL if error.refused == REFUSED_QUEUE_FULL else error.message
+    busy = error.refused in (REFUSED_QUEUE_FULL, REFUSED_QUEUE_TIMEOUT)
+    return OLLAMA_QUEUE_FULL if busy else error.message
 
 
 def _openai_type(status: int) -> str:

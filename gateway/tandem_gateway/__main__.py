@@ -8,7 +8,7 @@ import sys
 import uvloop
 from lightkube.exceptions import ConfigError
 
-from tandem_gateway import logs
+from tandem_api import logs
 from tandem_gateway.serve import serve
 from tandem_gateway.settings import SettingsError, from_environment
 
@@ -17,7 +17,9 @@ def main() -> int:
     """Runs until told to end; the process's exit status."""
     try:
         settings = from_environment(os.environ)
-        logs.configure(settings.log_format, settings.log_level)
+        logs.configure("json" if settings.log_format == "json" else "text", settings.log_level)
+        # The HTTP server tells of its own life at info; the gateway does that in its own words.
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except SettingsError as error:

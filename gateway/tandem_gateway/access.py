@@ -41,7 +41,7 @@ class Record:
         seconds = time.monotonic() - self.began
         metrics.requests.labels(self.namespace, self.model, self.path, str(self.status)).inc()
         metrics.seconds.labels(self.namespace, self.model).observe(seconds)
-        logger.info(self.sentence(seconds), extra={"fields": self._fields(seconds)})
+        logger.info(self.sentence(seconds), extra=self._fields(seconds))
 
     def sentence(self, seconds: float) -> str:
         """The request in one line."""

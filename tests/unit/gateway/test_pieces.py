@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_api.dialects import ApiError, Dialect
+from tandem_api.logs import JsonFormatter
 from tandem_gateway.access import Record
 from tandem_gateway.body import model_field, with_model
 from tandem_gateway.headers import to_pod
-from tandem_gateway.logs import JsonLines
 from tandem_gateway.objects import PodView
 from tandem_gateway.relay import MAX_HELD_BYTES, NDJSON, SSE, error_piece, whole_lines
 from tandem_gateway.replay import Patience, Tries
@@ -187,6 +187,6 @@ def test_the_log_line_is_a_sentence_and_in_json_an_object() -> None:
         "POST /api/chat, model default/coder: pod p-1 answered 200, 12 bytes in 0.250 s after 1 failed attempt"
     )
     line = logging.LogRecord("access", logging.INFO, "", 0, sentence, (), None)
-    line.fields = record._fields(0.25)
-    decoded = json.loads(JsonLines().format(line))
+    vars(line).update(record._fields(0.25))
+    decoded = json.loads(JsonFormatter().format(line))
     assert (decoded["message"], decoded["status"], decoded["replays"]) == (sentence, 200, 1)
