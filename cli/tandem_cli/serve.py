@@ -35,7 +35,7 @@ def model_source(text: str) -> str:
 
 def model_name(source: str) -> str:
     """The name that requests use: the last part of the source, in lower case."""
-    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    last = source.partition("://")[2].rstrip("/").rsplit("/", 1)[-1].lower()
     return _UNFIT.sub("-", last).strip("-.") or "model"
 
 
@@ -117,7 +117,7 @@ def serve(
             "host": host,
             "http_port": port,
             "file_root": Path("/"),
-            "cache_folder": Path("~/.cache/tandem").expanduser(),
+            "cache": Path("~/.cache/tandem").expanduser(),
             "threads": threads,
             "log_format": log_format,
             "linger_seconds": 0.0,

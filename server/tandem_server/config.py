@@ -39,12 +39,12 @@ class Settings(BaseModel):
     health_port: int = Field(names.HEALTH_PORT, ge=0, le=65_535)
 
     claims_folder: Path = Path(names.CLAIMS_FOLDER)
-    cache_folder: Path = Path(names.CACHE_FOLDER)
+    cache: Path = Path(names.CACHE_FOLDER)
     run_folder: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()), description="for private sockets")
     file_root: Path | None = Field(None, description="file:// sources must lie below; None: they are refused")
 
     linger_seconds: float = Field(2.0, ge=0, le=60, description="served on after SIGTERM, while routers notice")
-    drain_seconds: float = Field(300.0, gt=0, le=86_400, description="after which running requests are cut off")
+    drain_seconds: float = Field(300.0, gt=0, le=86_400, description="from SIGTERM until running requests are cut off")
     load_stall_seconds: float = Field(300.0, gt=0, le=86_400, description="a load without progress for so long failed")
     stall_seconds: float = Field(300.0, gt=0, le=86_400, description="a busy runner silent for so long is ended")
     stop_seconds: float = Field(5.0, gt=0, le=600, description="between SIGTERM and SIGKILL for a runner")

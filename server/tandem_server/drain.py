@@ -53,9 +53,10 @@ class Drain:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._hasten.wait(), settings.linger_seconds)
         manager.set_gate(Gate.CLOSED)
+        left = max(0.0, settings.drain_seconds - settings.linger_seconds)
         if manager.busy:
-            _log.info("Waiting for %d running requests, at most %g s.", manager.busy, settings.drain_seconds)
-        idle = await self._idle(settings.drain_seconds)
+            _log.info("Waiting for %d running requests, at most %g s.", manager.busy, left)
+        idle = await self._idle(left)
         if idle:
             _log.info("All requests are finished.")
         else:

