@@ -5,6 +5,7 @@ Order of the start: health endpoint, relist as a barrier beside the watches, the
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -107,16 +108,38 @@ class Operator:
 
     async def run(self) -> str:
         """Runs until the process is told to end; returns why it ended when something failed, else ""."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)  # kopf puts its own in place later
         port = await self.health.start(self._config.health_host, self._config.health_port)
         log.info("The operator watches %d kinds; its health is told on port %d.", len(WATCHED), port)
         self._start("relist", self.relister.run())
         self._start("reports", self.reports.run())
         self._start("workers", self._work())
         try:
-            await watch(self.cache, settings_of(), self._stop, self._end)
+            # kopf looks for the kinds once, at its start: they must be there, and the API server must answer.
+            if await self._first_of(self.relister.listed.wait(), self._stop.wait()):
+                await self._watch()
         finally:
             await self._end()
         return self._failure
+
+    async def _watch(self) -> None:
+        """Watches until told to end. What ends kopf is of its private types, and a restart is the cure for any."""
+        watching = watch(self.cache, settings_of(), self._stop, self._end)
+        (ended,) = await asyncio.gather(watching, return_exceptions=True)
+        if isinstance(ended, Exception):
+            self._failure = self._failure or f"the watches failed: {ended}"
+            log.error("The operator ends, since %s.", self._failure)
+            log.debug("What ended the watches:", exc_info=ended)
+
+    async def _first_of(self, wanted: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, Any]) -> bool:
+        """Waits for either; True when `wanted` came first."""
+        tasks = [asyncio.ensure_future(wanted), asyncio.ensure_future(other)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        return tasks[0].done() and not tasks[0].cancelled() and not self._stop.is_set()
 
 
 async def run(config: Config, master: bytes) -> str:

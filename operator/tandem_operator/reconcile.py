@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tandem_api.model import ModelStatus
+from tandem_api.model import ConditionStatus, ModelStatus
 from tandem_api.names import API_VERSION, CATALOG_REVISION_ANNOTATION, STATUS_FIELD_MANAGER
 from tandem_operator.act import Actor, Outcome, Writer
 from tandem_operator.api import ApiError
@@ -19,10 +19,10 @@ from tandem_operator.config import Config
 from tandem_operator.events import Recorder
 from tandem_operator.kinds import MODEL, POD
 from tandem_operator.metrics import STATUS_WRITES, WRITES
-from tandem_operator.observe import Observed, observe
+from tandem_operator.observe import Observed, Seen, observe
 from tandem_operator.plan import plan
 from tandem_operator.refresh import Refresher
-from tandem_operator.reports import Reports
+from tandem_operator.reports import Reports, target_of
 from tandem_operator.status import compute, fields_of, urgent
 from tandem_operator.transitions import Happening, happenings
 
@@ -101,7 +101,11 @@ class Reconciler:
 
     async def _tell(self, observed: Observed, outcome: Outcome) -> float | None:
         """Writes the status when it changed; returns in how many seconds a change that may wait is due."""
-        before, after = observed.status, compute(observed, outcome, _now())
+        before = observed.status
+        # A pod that was never asked since the start may well hold the model: to write that nobody knows, only to take
+        # it back a moment later, helps no one. Its first answer, or the lack of one, nudges the Model again.
+        unheard = any(pod.seen == Seen() and target_of(pod.obj) is not None for pod in observed.pods)
+        after = before if unheard else compute(observed, outcome, _now())
         found = self._recorder.deaths(observed) + happenings(observed, outcome, after)
         wait: float | None = None
         if fields_of(before) != fields_of(after):
@@ -139,11 +143,14 @@ class Reconciler:
 
 
 def _log(observed: Observed, found: list[Happening], after: ModelStatus) -> None:
-    """One sentence a decision: what an Event or a flipped condition says, but nothing twice."""
+    """One sentence a decision: Events, a new reason of Ready, the end of progress; nothing twice."""
     lines = [(one.warning, one.reason, one.note) for one in found if one.reason != "Created"]
-    before = {one.type: (one.status, one.reason) for one in observed.status.conditions}
+    before = {one.type: one for one in observed.status.conditions}
     for one in after.conditions:
-        if before.get(one.type) != (one.status, one.reason):
+        was = before.get(one.type)
+        ready = one.type == "Ready" and (was is None or (was.status, was.reason) != (one.status, one.reason))
+        ended = one.type == "Progressing" and one.status == ConditionStatus.FALSE and was and was.status != one.status
+        if ready or ended:
             lines.append((False, one.reason, one.message))
     told = ""
     for warning, reason, message in lines:

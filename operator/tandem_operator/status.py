@@ -5,6 +5,7 @@ observations give equal statuses and nothing is written.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tandem_api.model import Condition, ConditionStatus, ModelStatus
 from tandem_api.report import ModelReport, ModelState
@@ -57,25 +58,35 @@ def compute(observed: Observed, outcome: Outcome, now: str) -> ModelStatus:
     conditions = [_ready(facts), _loaded(facts), _progressing(facts)]
     conditions += [one for one in (_context_reduced(facts), _name_conflict(facts)) if one is not None]
     before = {condition.type: condition for condition in observed.status.conditions}
-    loaded, reports = facts.loaded(), facts.reports()
-    contexts = [entry.context_given for entry in loaded if entry.context_given]
     selector = selector_of(observed.key, observed.uid)
-    artifact = next((entry.artifact for entry in [*loaded, *reports] if entry.artifact), observed.status.artifact)
     return ModelStatus(
         observed_generation=observed.generation,
         conditions=[_stamped(one, before.get(one.type), observed.generation, now) for one in conditions],
         replicas=len(facts.pods),
         ready_replicas=len(facts.serving),
         selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
-        size=human_bytes(max(entry.size_bytes for entry in loaded)) if loaded else None,
-        processor=loaded[0].processor or None if loaded else None,
-        context=min(contexts) if contexts else None,
-        slots=f"{sum(one.busy for one in loaded)}/{sum(one.slots for one in loaded)}" if loaded else None,
-        until=_until(loaded),
-        queued=sum(entry.queued for entry in reports) if reports else None,
-        rejected=sum(entry.rejected for entry in reports) if reports else None,
-        artifact=artifact,
+        **_gauges(facts, observed.status),
     )
+
+
+def _gauges(facts: Facts, before: ModelStatus) -> dict[str, Any]:
+    """Columns and artifact, by the reports; as they were while pods serve of which no report is known."""
+    loaded, reports = facts.loaded(), facts.reports()
+    if facts.serving and not reports:
+        kept = ("size", "processor", "context", "slots", "until", "queued", "rejected", "artifact")
+        return {name: getattr(before, name) for name in kept}
+    contexts = [entry.context_given for entry in loaded if entry.context_given]
+    return {
+        "size": human_bytes(max(entry.size_bytes for entry in loaded)) if loaded else None,
+        "processor": loaded[0].processor or None if loaded else None,
+        "context": min(contexts) if contexts else None,
+        "slots": f"{sum(one.busy for one in loaded)}/{sum(one.slots for one in loaded)}" if loaded else None,
+        "until": _until(loaded),
+        "queued": sum(entry.queued for entry in reports) if reports else None,
+        "rejected": sum(entry.rejected for entry in reports) if reports else None,
+        # Only pods know the weights; what they found outlives them.
+        "artifact": next((entry.artifact for entry in [*loaded, *reports] if entry.artifact), before.artifact),
+    }
 
 
 def _facts(observed: Observed, outcome: Outcome) -> Facts:

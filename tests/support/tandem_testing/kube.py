@@ -75,7 +75,7 @@ class Kube:
         self.kubectl("wait", "--for=condition=Established", "crd/models.tandem.dev", "--timeout=30s")
 
 
-async def eventually(what: str, probe: Callable[[], Any], seconds: float = 30.0) -> Any:
+async def eventually(what: str, probe: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of `probe`; fails after `seconds` with what was last seen."""
     end = time.monotonic() + seconds
     while True:

@@ -102,6 +102,22 @@ async def test_from_nothing_to_serving_and_then_silence(bench: Bench) -> None:
     assert bench.api.writes == [], "a restarted operator has nothing to write"
 
 
+async def test_a_restarted_operator_says_nothing_of_pods_before_it_has_asked_them(bench: Bench) -> None:
+    bench.put(POD, running())
+    bench.reports.answered(TARGET, report(loaded(busy=1)))
+    await bench.run()
+    revision = bench.reports._expected["uid-pod-a"]
+    bench.reports.answered(TARGET, report(loaded(busy=1), revision=revision))
+    await bench.run()
+    bench.start()
+    assert await bench.run() == Again()
+    assert bench.api.writes == []
+    bench.reports.failed(TARGET, "connection refused")
+    await bench.run()
+    assert bench.status["slots"] == "1/4", "columns stay as they were"
+    assert [one["reason"] for one in bench.status["conditions"] if one["type"] == "Loaded"] == ["NotReported"]
+
+
 async def test_gauges_are_written_at_most_once_in_ten_seconds_and_conditions_at_once(bench: Bench) -> None:
     bench.put(POD, running())
     revision = ""
