@@ -44,11 +44,12 @@ class Drain:
         manager = pod.manager
         manager.set_gate(Gate.NO_WAITING)
         handed = manager.hand_back()
+        linger = f" Serving newcomers on free slots for another {settings.linger_seconds:g} s."
         _log.info(
-            "Handed back %d waiting requests; %d run. Serving newcomers on free slots for another %g s.",
+            "Handed back %d waiting requests; %d run.%s",
             handed,
             manager.busy,
-            settings.linger_seconds,
+            linger if settings.linger_seconds else "",
         )
         with suppress(TimeoutError):
             await asyncio.wait_for(self._hasten.wait(), settings.linger_seconds)

@@ -34,9 +34,20 @@ class _TextFormatter(logging.Formatter):
         return time.gmtime(seconds)
 
 
+class _ToStderr(logging.Handler):
+    """Writes to what `sys.stderr` is at the moment: a progress display may stand in for it and keep lines apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
 def configure(form: Literal["text", "json"], level: int = logging.INFO) -> None:
     """Sends all logs to standard error in one form; libraries below WARNING are silent."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -20,20 +20,26 @@ from tandem_api.dialects import ApiError
 
 T = TypeVar("T", bound=BaseModel)
 Headers = Callable[[], Mapping[str, str]]
+BODY_SECONDS = 120.0
+"""For a request's body to arrive."""
 encode_json = msgspec.json.Encoder().encode
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """The body as a JSON object. Raises ApiError 400 (malformed) or 413 (larger than `limit` bytes)."""
+    """The body as a JSON object. Raises ApiError 400 (malformed), 408 (too slow) or 413 (over `limit` bytes)."""
     too_large = ApiError(413, f"the request body is larger than {limit} bytes", code="request_too_large")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"the request body did not arrive within {BODY_SECONDS:g} s") from None
     return parse_object(bytes(body))
 
 

@@ -30,6 +30,7 @@ PARENT_PIPE = "TANDEM_PARENT_PIPE"
 """Environment variable of a runner: number of the file descriptor that reads end-of-file when the pod's front end is
 gone."""
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_FIRST = "tandem_server.residency.forkserver_start"
 _live: set[int] = set()
 
 
@@ -84,7 +85,7 @@ class Launcher:
         self._entry = entry
         self._log_format: Literal["text", "json"] = log_format
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
+        self._context.set_forkserver_preload([_FIRST, *preload])
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from server_site import ANSWER, lines, sse, until
@@ -22,6 +24,11 @@ def alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def parent(pid: int) -> int:
+    """The process that started this one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 async def test_a_killed_runner_fails_only_its_own_requests_and_serves_again(serve, make_model):
@@ -200,6 +207,49 @@ async def test_no_process_and_no_folder_is_left(serve, make_model, tmp_path):
     await site.pod.manager.close()
     assert not alive(pid)
     assert list(runs.iterdir()) == []
+
+
+async def test_a_signal_to_the_front_ends_group_reaches_no_runner(serve, model):
+    site = await serve(model.entry())
+    pid = site.host().runner.pid
+    fork_server = parent(pid)
+    assert os.getpgid(fork_server) == fork_server != os.getpgid(0)
+    os.kill(fork_server, signal.SIGTERM)
+    response = await site.client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 200
+    assert alive(fork_server)
+
+
+SCRIPT = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from server_site import fake_settings
+from tandem_api.catalog import Catalog, CatalogModel
+from tandem_server.serve import run_pod
+
+async def told(pod, port):
+    host = pod.manager.hosts["fake"]
+    while host.loaded is None:
+        await asyncio.sleep(0.01)
+    print(host.runner.pid, flush=True)
+
+entry = CatalogModel(name="fake", source={source!r})
+catalog = Catalog(models=[entry], preload={{"*": ["fake"]}})
+asyncio.run(run_pod(fake_settings(Path({folder!r}), run_folder={folder!r}), fixed=catalog, companion=told))
+"""
+
+
+async def test_a_killed_front_end_leaves_no_runner(model, tmp_path):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), source=model.entry().source, folder=str(tmp_path))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    try:
+        pid = int(await asyncio.wait_for(process.stdout.readline(), 20))
+        assert alive(pid)
+    finally:
+        process.kill()
+        await process.wait()
+    await until(lambda: not alive(pid), "the runner's end")
 
 
 @pytest.mark.parametrize(
