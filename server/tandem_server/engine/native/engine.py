@@ -47,7 +47,9 @@ class NativeEngine:
         self, spec: RunnerSpec, loaded: Loaded, step: DeviceStep, limits: Limits, device: torch.device
     ) -> None:
         self.loaded = loaded
-        self._spec, self._step, self._limits, self._device = spec, step, limits, device
+        self.overlapped = spec.overlapped
+        """Which loop `serve` runs."""
+        self._step, self._limits, self._device = step, limits, device
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
@@ -56,7 +58,7 @@ class NativeEngine:
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
-            if self._spec.overlapped:
+            if self.overlapped:
                 loop.run_overlapped()
             else:
                 loop.run_plain()
@@ -66,7 +68,7 @@ class NativeEngine:
     def _executor(self) -> Executor:
         if self._device.type == "cuda":
             return CudaExecutor(self._step.compute, self._device)
-        if self._spec.overlapped:
+        if self.overlapped:
             threads = torch.get_num_threads()
             return WorkerExecutor(self._step.compute, lambda: torch.set_num_threads(threads))
         return InlineExecutor(self._step.compute)
