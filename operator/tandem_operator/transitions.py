@@ -77,10 +77,7 @@ def _load(observed: Observed, before: ModelStatus, after: ModelStatus) -> list[H
     if loaded is None:
         return []
     if loaded.status == ConditionStatus.TRUE and (was is None or was.status != ConditionStatus.TRUE):
-        ready = _find(before, "Ready")
-        # A pod that served before only lost its runner: its start says nothing of this load.
-        first = ready is None or ready.status != ConditionStatus.TRUE
-        seconds = _load_seconds(observed.pods) if first else None
+        seconds = _load_seconds(observed.pods, was)
         within = f"Loaded in {seconds:.0f} s after the start of the pod. " if seconds is not None else "Loaded. "
         return [Happening("Loaded", "Load", within + loaded.message)]
     if loaded.reason == "Loading" and (was is None or was.reason != "Loading"):
@@ -88,8 +85,13 @@ def _load(observed: Observed, before: ModelStatus, after: ModelStatus) -> list[H
     return []
 
 
-def _load_seconds(pods: Sequence[PodView]) -> float | None:
-    """From the start of the container to readiness, of the pod that turned ready last."""
+def _load_seconds(pods: Sequence[PodView], before: Condition | None) -> float | None:
+    """From the start of the container to readiness, of the pod that turned ready last.
+
+    None when that was before the model was lost (`before`, the condition Loaded until now): then only a runner was
+    started again, and the start of the pod says nothing of this load.
+    """
+    lost = datetime.fromisoformat(before.last_transition_time) if before and before.last_transition_time else None
     spans: list[tuple[datetime, float]] = []
     for pod in pods:
         statuses = pod.obj.get("status", {}).get("containerStatuses") or [{}]
@@ -97,6 +99,8 @@ def _load_seconds(pods: Sequence[PodView]) -> float | None:
         turned = pod.condition("Ready").get("lastTransitionTime")
         if pod.ready and started and turned:
             end = datetime.fromisoformat(turned)
+            if lost is not None and end < lost:
+                continue
             spans.append((end, (end - datetime.fromisoformat(started)).total_seconds()))
     return max(spans)[1] if spans else None
 

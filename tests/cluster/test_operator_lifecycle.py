@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -253,14 +254,15 @@ def bind(kube: Kube, name: str, ready: bool) -> None:
     if not (kube.find(path) or {})["spec"].get("nodeName"):
         target = {"apiVersion": "v1", "kind": "Node", "name": "no-such-node"}
         kube.request("POST", f"{path}/binding", {"metadata": {"name": name}, "target": target})
-    state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    turned = datetime.now(UTC)
+    state = {"running": {"startedAt": (turned - timedelta(seconds=42)).strftime("%Y-%m-%dT%H:%M:%SZ")}}
     container = {"name": "server", "ready": ready, "restartCount": 0, "image": "x", "imageID": "x", "state": state}
     status = {
         "phase": "Running",
         "podIP": "127.0.0.1",
         "podIPs": [{"ip": "127.0.0.1"}],
         "conditions": [
-            {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-01-01T00:00:42Z"},
+            {"type": "Ready", "status": str(ready), "lastTransitionTime": turned.strftime("%Y-%m-%dT%H:%M:%SZ")},
         ],
         "containerStatuses": [container],
     }

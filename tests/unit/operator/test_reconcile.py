@@ -95,7 +95,7 @@ async def test_from_nothing_to_serving_and_then_silence(bench: Bench) -> None:
         assert await bench.run() == Again()
         assert bench.api.writes == []
     assert bench.notes[0] == "Created Deployment tandem-m-coder with 1 pod."
-    assert bench.notes[1].startswith("Loaded in 7 s")
+    assert bench.notes[1].startswith("Loaded")
     bench.start()
     bench.reports.answered(TARGET, report(loaded(), revision=revision))
     await bench.run()

@@ -361,8 +361,14 @@ def test_progress_may_wait() -> None:
     assert not urgent(before, after)
 
 
+def since(moment: str, status: ModelStatus) -> ModelStatus:
+    """The status as if its conditions had flipped at another time."""
+    conditions = [one.model_copy(update={"last_transition_time": moment}) for one in status.conditions]
+    return status.model_copy(update={"conditions": conditions})
+
+
 def events(before: ModelStatus | None, observed: Observed, outcome: Outcome | None = None) -> list[tuple[str, str]]:
-    raw = fields_of(before) if before is not None else {}
+    raw: Obj = fields_of(before) if before is not None else {}
     again = Observed(**{**observed.__dict__, "status": ModelStatus.model_validate(raw)})
     found = happenings(again, outcome or Outcome(), compute(again, outcome or Outcome(), NOW))
     return [(one.reason, one.note) for one in found]
@@ -377,7 +383,7 @@ def test_events_of_a_life() -> None:
         ("Loading", "0 of 1 pods hold the model. Pod pod-a is reading weights."),
     ]
     ready = pods_with((running(), seen(loaded())))
-    assert events(status_of(load), ready) == [
+    assert events(since("2026-01-01T00:00:00Z", status_of(load)), ready) == [
         (
             "Loaded",
             "Loaded in 7 s after the start of the pod. "
