@@ -9,7 +9,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from tandem_server.admission import Gate
+from tandem_server.line import Gate
 from tandem_server.pod import Pod
 
 _log = logging.getLogger(__name__)

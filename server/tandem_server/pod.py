@@ -11,9 +11,9 @@ from fastapi import Request
 from tandem_api import __version__
 from tandem_api.model import Artifact
 from tandem_api.report import DeviceReport, ModelReport, Report
-from tandem_server.admission import Refusal
 from tandem_server.config import Settings
 from tandem_server.devices import Devices
+from tandem_server.line import Refusal
 from tandem_server.metrics import Metrics
 from tandem_server.residency.host import ModelHost
 from tandem_server.residency.manager import Manager

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from tandem_api.catalog import Catalog
 from tandem_api.dialects import ApiError
 from tandem_api.report import ModelState
-from tandem_server.admission import Admission, Gate, PodBound, Refusal
+from tandem_server.admission import Admission, PodBound
 from tandem_server.config import Settings
+from tandem_server.line import Gate, Refusal
 from tandem_server.logs import Summary
 from tandem_server.residency.host import ModelHost, not_here
 from tandem_server.residency.process import Launcher

@@ -150,8 +150,12 @@ async def served(settings: Settings, entries: Iterable[CatalogModel], load: bool
             yield site
         finally:
             await pod.manager.close()
-            server.should_exit = True
-            await task
+    # The orderly way out is tested with the drain; here the listener just closes, which saves each test 0.2 s.
+    for listener in server.servers:
+        listener.close()
+    await until(lambda: not server.server_state.connections, "the end of all connections")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @dataclass

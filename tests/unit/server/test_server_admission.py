@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from server_site import until
 
 from tandem_api.dialects import ApiError, Dialect, answer
-from tandem_server.admission import Admission, Gate, Line, Place, PodBound, Refusal, Refused
+from tandem_server.admission import Admission, PodBound
+from tandem_server.line import Gate, Line, Place, Refusal, Refused
 
 
 def entered(line: Line, count: int, now: float = 0.0) -> list:
