@@ -34,6 +34,7 @@ def kube(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     made = Kube(control_plane, tmp_path_factory.mktemp("kube"))
     made.install_crd()
     made.kubectl("create", "namespace", NAMESPACE)
+    made.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     yield made
     made.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
     made.close()
