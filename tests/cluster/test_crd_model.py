@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Obj, str]] = {
     "context too short": (manifest(context={"length": 1}), "spec.context.length in body should be greater than"),
     "context below its minimum": (
         manifest(context={"length": 128, "minLength": 256}),
-        "spec.context.minLength: Invalid value: "object": context.minLength must not be larger than context.length",
+        'spec.context.minLength: Invalid value: "object": context.minLength must not be larger than context.length',
     ),
     "a queue below zero": (manifest(queue={"max": -1}), "spec.queue.max in body should be greater than or equal to 0"),
     "an unknown task": (manifest(task="Dance"), 'spec.task: Unsupported value: "Dance": supported values: "Auto"'),
