@@ -18,6 +18,11 @@ from tandem_server.residency.host import ModelHost, not_here
 from tandem_server.residency.process import Launcher
 
 _log = logging.getLogger(__name__)
+_WHY = {
+    Refusal.QUEUE_FULL: "its queue is full",
+    Refusal.QUEUE_TIMEOUT: "it waited for longer than queue.timeoutSeconds",
+    Refusal.DRAINING: "this pod is shutting down",
+}
 
 
 class Manager:
@@ -115,9 +120,9 @@ class Manager:
             self._on_refused(name, reason)
             line = self.hosts[name].admission.line if name in self.hosts else None
             where = (
-                f"; {len(line.running)} run, {len(line.waiting)} wait, queue.max is {line.queue_max}" if line else ""
+                f" ({len(line.running)} run, {len(line.waiting)} wait, queue.max is {line.queue_max})" if line else ""
             )
-            summary.add(f"{reason.value}{where}")
+            summary.add(_WHY[reason] + where)
 
         admission = Admission(name, entry.queue.max, float(entry.queue.timeout_seconds), self._bound, refused)
 
@@ -149,6 +154,8 @@ class Manager:
 
     def _tell_refused(self, name: str, count: int, seconds: float, detail: str) -> None:
         if seconds:
-            _log.warning("Refused %d more requests for model %s in %.0f s (last: %s).", count, name, seconds, detail)
+            _log.warning(
+                "Refused %d more requests for model %s in %.0f s, the last since %s.", count, name, seconds, detail
+            )
         else:
-            _log.warning("Refused a request for model %s: %s.", name, detail)
+            _log.warning("Refused a request for model %s since %s.", name, detail)
