@@ -7,7 +7,7 @@ answer is empty or not streamed.
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import ollama
 import openai
@@ -16,12 +16,12 @@ MAX_TOKENS = 120
 SENTENCES = ["How do I read a file line by line?", "Iterating over the lines of a text file", "The weather is nice"]
 
 
-def _stream(title: str, pieces: Iterable[str]) -> None:
+def _stream(title: str, ask: Callable[[], Iterable[str]]) -> None:
     print(f"\n--- {title}", flush=True)
     started = time.monotonic()
     first = 0.0
     count = 0
-    for piece in pieces:
+    for piece in ask():
         if not count:
             first = time.monotonic() - started
         count += 1
@@ -35,23 +35,31 @@ def _stream(title: str, pieces: Iterable[str]) -> None:
 def chat_openai(base: str, model: str, prompt: str) -> None:
     """A streamed chat through the official `openai` client."""
     client = openai.OpenAI(base_url=f"{base}/v1", api_key="unused-in-the-demo")
-    answer = client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": prompt}],
-        stream=True,
-        max_tokens=MAX_TOKENS,
-        temperature=0.5,
-        seed=1,
-    )
-    _stream(f"openai: {model} continues {prompt!r}", (c.choices[0].delta.content or "" for c in answer if c.choices))
+
+    def ask() -> Iterable[str]:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt}],
+            stream=True,
+            max_tokens=MAX_TOKENS,
+            temperature=0.5,
+            seed=1,
+        )
+        return (chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+
+    _stream(f"openai: {model} continues {prompt!r}", ask)
 
 
 def chat_ollama(base: str, model: str, prompt: str) -> None:
     """A streamed chat through the official `ollama` client."""
     client = ollama.Client(host=base)
     options = ollama.Options(num_predict=MAX_TOKENS, temperature=0.5, seed=2)
-    answer = client.chat(model=model, messages=[{"role": "user", "content": prompt}], stream=True, options=options)
-    _stream(f"ollama: {model} continues {prompt!r}", (part.message.content or "" for part in answer))
+
+    def ask() -> Iterable[str]:
+        answer = client.chat(model=model, messages=[{"role": "user", "content": prompt}], stream=True, options=options)
+        return (part.message.content or "" for part in answer)
+
+    _stream(f"ollama: {model} continues {prompt!r}", ask)
 
 
 def embed(base: str, model: str) -> None:

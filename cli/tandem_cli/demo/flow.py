@@ -97,7 +97,7 @@ def _hub_model(name: str, source: str, namespace: str) -> dict[str, Any]:
 
 
 def wait_ready(kubernetes: Kubernetes, namespace: str, names: list[str], story: Story) -> None:
-    """Waits until each Model's Ready condition is true; shows its sentence meanwhile."""
+    """Waits until each Model is ready and loaded; shows its Ready condition's sentence meanwhile."""
     for name in names:
         story.wait(f"Model {name}", partial(_ready, kubernetes, namespace, name), LOAD_SECONDS)
 
@@ -108,7 +108,8 @@ def _ready(kubernetes: Kubernetes, namespace: str, name: str) -> tuple[bool, str
     ready = conditions.get("Ready")
     if ready is None:
         return False, "not yet seen by the operator"
-    return ready["status"] == "True", f"{ready['reason']}: {ready['message']}"
+    done = all(conditions.get(kind, {}).get("status") == "True" for kind in ("Ready", "Loaded"))
+    return done, f"{ready['reason']}: {ready['message']}"
 
 
 def show(kubernetes: Kubernetes, story: Story, *arguments: str) -> None:
