@@ -59,7 +59,7 @@ def diagnose(pod: PodView, model: str) -> Diagnosis:
 
 def _scheduling(pod: PodView) -> Diagnosis | None:
     scheduled = pod.condition("PodScheduled")
-    if scheduled.get("status") != "False":
+    if scheduled.get("status") != "False" or pod.obj.get("spec", {}).get("nodeName"):
         return None
     told = sentence(str(scheduled.get("message") or "the scheduler gave no cause"))
     return Diagnosis("Unschedulable", f"Pod {pod.name} waits for a node that can take it: {told}", stuck=True)

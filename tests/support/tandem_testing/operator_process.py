@@ -40,7 +40,7 @@ class Proxy:
     port: int = 0
 
     async def start(self) -> None:
-        """Listens on loopback."""
+        """Listens on loopback; after `stop` on the same port again."""
         trust = self.kube.trust if self.as_caller else self.kube.admin
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
@@ -49,7 +49,7 @@ class Proxy:
         app.router.add_route("*", "/{path:.*}", self._pass)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -93,13 +93,23 @@ class Proxy:
 class OperatorProcess:
     """`python -m tandem_operator` with the proxy as its API server."""
 
-    def __init__(self, proxy: Proxy, folder: Path, report_port: int = 8081, token: str = "unused") -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        folder: Path,
+        report_port: int = 8081,
+        token: str = "unused",
+        relist: float = 60,
+        gauges: float = 10,
+    ) -> None:
         self._folder = folder
         self._log = folder / "operator.log"
         self._proxy = proxy
         settings = {
             "server": {"image": "tandem.dev/server:test"},
             "reportPort": report_port,
+            "relistSeconds": relist,
+            "gaugeSeconds": gauges,
             "healthHost": "127.0.0.1",
             "healthPort": 0,
             "log": {"level": "debug"},

@@ -71,6 +71,7 @@ UNSCHEDULABLE = pod(
         }
     ],
 )
+UNSCHEDULABLE["spec"] = {}
 
 READY_TABLE: dict[str, tuple[Observed, str, str, str]] = {
     "nothing seen yet": (world(), "Unknown", "NotObserved", "no pod of it has been seen yet"),
