@@ -107,7 +107,7 @@ def controller_manager(place: Place, qps: int) -> list[str]:
         *[f"--root-ca-file={place.pki}/ca.crt", "--use-service-account-credentials", "--leader-elect=false"],
         *[f"--service-account-private-key-file={place.pki}/service-accounts.key", "--secure-port=0"],
         *[f"--kube-api-qps={qps}", f"--kube-api-burst={2 * qps}"],
-        # A claim and its volume that are made together are seldom bound at first sight; the default tries again in 15 s.
+        # A claim and a volume made together are seldom bound at first sight; the default tries again after 15 s.
         "--pvclaimbinder-sync-period=1s",
     ]
 
