@@ -15,6 +15,9 @@ import time
 from collections import deque
 from pathlib import Path
 
+import tandem_server.engine  # noqa: F401 - before torch: it sets how OpenMP's threads wait
+
+# isort: split
 import torch
 from safetensors.torch import save_file
 
