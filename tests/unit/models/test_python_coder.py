@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 FOLDER = Path(__file__).parents[3] / "models" / "python-coder"
 LARGEST = 8_000_000  # bytes, the whole folder
-# Measured: see models/README.md. A model with untrained or shuffled weights lands at 8 nats or above.
-HIGHEST_LOSS = 3.0
+# Measured: 1.85 nats per token; after four minutes of training it was 3.6, and untrained weights give about 8.
+HIGHEST_LOSS = 2.1
 
 # Written for this test, so it is in no training set.
 SNIPPET = '''
