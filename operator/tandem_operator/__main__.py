@@ -10,18 +10,26 @@ import sys
 
 import kopf
 
+from tandem_api import logs
 from tandem_operator.app import run
 from tandem_operator.config import (
     CONFIG_VARIABLE,
     MASTER_SECRET_VARIABLE,
     ConfigError,
+    LogConfig,
     load_config,
     load_master_secret,
     required_path,
 )
-from tandem_operator.logs import configure
 
 log = logging.getLogger("tandem_operator")
+
+
+def configure_logs(config: LogConfig) -> None:
+    """Sets up the process's logging; the libraries' own lines appear only from warnings on."""
+    logs.configure(config.format.value, config.level)
+    for name in ("kopf", "aiohttp", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> int:
@@ -32,7 +40,7 @@ def main() -> int:
     except ConfigError as error:
         print(f"tandem-operator: {error}", file=sys.stderr)
         return 2
-    configure(config.log)
+    configure_logs(config.log)
     try:
         failure = asyncio.run(run(config, master))
     except kopf.LoginError as error:

@@ -96,6 +96,8 @@ class Reports:
         self._expected: dict[str, str] = {}
         self._due: dict[str, float] = {}
         self._asking: set[str] = set()
+        self._ready: dict[str, bool] = {}
+        """Whether a pod was ready when it was last asked."""
 
     def expect(self, uid: str, revision: str) -> None:
         """Says which catalog revision a pod should have read; while its report says another it is asked often."""
@@ -119,9 +121,12 @@ class Reports:
     def due(self) -> list[Target]:
         """The pods to ask now, at most 64 at once; forgets those that are gone."""
         targets = {target.uid: target for target in map(target_of, self._pods()) if target is not None}
-        for memory in (self.seen, self._expected, self._due):
+        for memory in (self.seen, self._expected, self._due, self._ready):
             for uid in [uid for uid in memory if uid not in targets]:
                 del memory[uid]
+        for uid, target in targets.items():
+            if self._ready.get(uid, target.ready) != target.ready:
+                self._due[uid] = 0.0  # what it said before it turned ready (or unready) is out of date
         now = self._clock()
         ready = [one for uid, one in targets.items() if uid not in self._asking and self._due.get(uid, 0.0) <= now]
         ready.sort(key=lambda one: self._due.get(one.uid, 0.0))
@@ -173,6 +178,7 @@ class Reports:
             self._nudge(target.key)
 
     def _again(self, target: Target, seen: Seen) -> None:
+        self._ready[target.uid] = target.ready
         delay = interval(target, seen, self._expected.get(target.uid))
         self._due[target.uid] = self._clock() + delay * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, no secret)
 

@@ -1,15 +1,13 @@
 """The start of the process: settings that cannot be used are named in one line, and the form of log lines."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tandem_operator.__main__ import main
+from tandem_operator.__main__ import configure_logs, main
 from tandem_operator.config import CONFIG_VARIABLE, MASTER_SECRET_VARIABLE, Config, LogConfig, LogFormat, load_config
-from tandem_operator.logs import JsonFormatter, configure
 
 
 @pytest.fixture
@@ -73,19 +71,11 @@ def test_the_example_in_the_chart_is_a_config(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c") == Config(server={"image": "x"})  # type: ignore[arg-type]
 
 
-def test_a_json_line_tells_what_it_is_about() -> None:
-    record = logging.LogRecord("tandem", logging.WARNING, "f", 1, "Model %s: bad.", ("a/b",), None)
-    record.object, record.generation, record.reason = "a/b", 3, "LoadFailed"
-    line = json.loads(JsonFormatter().format(record))
-    assert line["message"] == "Model a/b: bad."
-    assert (line["level"], line["object"], line["generation"], line["reason"]) == ("warning", "a/b", 3, "LoadFailed")
-
-
 @pytest.mark.parametrize("form", list(LogFormat))
 def test_kopf_speaks_only_of_trouble(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str], form: LogFormat
 ) -> None:
-    configure(LogConfig(format=form))
+    configure_logs(LogConfig(format=form))
     logging.getLogger("kopf.x").info("chatter")
     logging.getLogger("kopf.x").warning("trouble")
     logging.getLogger("tandem_operator.x").info("ours")

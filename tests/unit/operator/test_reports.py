@@ -126,6 +126,21 @@ def test_a_pod_that_is_gone_is_forgotten() -> None:
     assert bench.reports.seen == {}
 
 
+def test_a_pod_that_turned_ready_or_unready_is_asked_at_once() -> None:
+    bench = Pods()
+    bench.pods = [running(ready=False)]
+    for target in bench.reports.due():
+        bench.reports.answered(target, report(loading()))
+    assert bench.reports.due() == []
+    bench.pods = [running()]
+    (ready,) = bench.reports.due()
+    assert ready.ready
+    bench.reports.answered(ready, report(loaded()))
+    assert bench.reports.due() == []
+    bench.pods = [running(ready=False)]
+    assert len(bench.reports.due()) == 1
+
+
 def test_a_pod_that_should_read_a_new_catalog_is_asked_at_once() -> None:
     bench = Pods()
     bench.pods = [running()]
