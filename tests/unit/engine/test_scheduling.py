@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem_server.engine.native.loop import Loop
@@ -148,7 +148,7 @@ def traffic(draw) -> list[tuple[int, ToRunner]]:
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
-@settings(max_examples=50 * SEEDS, deadline=None, derandomize=SEEDS <= 3)
+@settings(max_examples=50 * SEEDS, deadline=None, derandomize=SEEDS <= 3, suppress_health_check=[HealthCheck.too_slow])
 @given(arrivals=traffic())
 def test_every_request_ends_once_with_its_own_tokens(recording_link, overlapped, arrivals):
     scheduler, device, sent = run(arrivals, overlapped, recording_link)
