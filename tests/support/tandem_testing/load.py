@@ -77,6 +77,7 @@ class Load:
         self._body = {"model": model, "stream": True, "max_tokens": max_tokens, "ignore_eos": to_the_end}
         self.outcomes: list[Outcome] = []
         self._running: list[Outcome] = []
+        self._begun = asyncio.Event()
         self.enough = asyncio.Event()
         self._started = 0
         self._progress = asyncio.Condition()
@@ -93,6 +94,8 @@ class Load:
             self._started += 1
             outcome = Outcome()
             self._running.append(outcome)
+            if self._started == self.clients:
+                self._begun.set()
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
                 message = {"role": "user", "content": f"def function_{self._started}("}
                 await chat(session, self.base, {**self._body, "messages": [message]}, outcome)
@@ -103,8 +106,7 @@ class Load:
 
     async def flowing(self) -> None:
         """Returns once every client's first answer has begun."""
-        while self._started < self.clients:
-            await asyncio.sleep(0)  # the clients' tasks have not run yet
+        await self._begun.wait()
         for outcome in list(self._running):
             await outcome.flowing.wait()
 
