@@ -4,6 +4,12 @@ PY := .venv/bin/python
 CLUSTER ?= auto
 MODEL ?=
 
+export UV_PYTHON_DOWNLOADS := never
+# Trust what the machine trusts: a company's own authority stands in its store, not in uv's.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS ?= 1
+endif
+
 .PHONY: help env demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-long lint format generate \
 	bench-overlap bench-gateway
 

@@ -46,14 +46,14 @@ installed, or the package index is out of reach (Debian, Ubuntu: apt-get install
 install_uv() {
     for python in "$1" python3; do
         if "$python" -m pip --version >/dev/null 2>&1; then
-            "$python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+            "$python" -m pip install --quiet --root-user-action=ignore --disable-pip-version-check --no-warn-script-location \
                 --target "$2" "uv==$UV_VERSION" >&2 && return
         fi
     done
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         echo "tandem: installing the system package python3-pip, which fetches uv" >&2
         { apt-get install -qq -y python3-pip || { apt-get update -qq && apt-get install -qq -y python3-pip; }; } >/dev/null &&
-            /usr/bin/python3 -m pip install --quiet --disable-pip-version-check --target "$2" "uv==$UV_VERSION" >&2 && return
+            /usr/bin/python3 -m pip install --quiet --root-user-action=ignore --disable-pip-version-check --target "$2" "uv==$UV_VERSION" >&2 && return
     fi
     return 1
 }
