@@ -3,55 +3,17 @@
 Beside the path of every request: a single request never logs by itself; refusals are summed up by `Summary`.
 """
 
-import json
 import logging
-import sys
-import time
 from collections.abc import Callable
-from typing import Literal
+
+from tandem_api import logs
 
 NAME = "tandem"
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-class _TextFormatter(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
-
-    def converter(self, seconds: float | None) -> time.struct_time:
-        return time.gmtime(seconds)
-
-
-class _ToStderr(logging.Handler):
-    """Writes to what `sys.stderr` is at the moment: a progress display may stand in for it and keep lines apart."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            sys.stderr.write(self.format(record) + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            self.handleError(record)
-
-
-def configure(form: Literal["text", "json"], level: int = logging.INFO) -> None:
+def configure(form: logs.Form, level: int = logging.INFO) -> None:
     """Sends all logs to standard error in one form; libraries below WARNING are silent."""
-    handler = _ToStderr()
-    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+    logs.configure(form, logging.WARNING)
     logging.getLogger(NAME).setLevel(level)
     logging.getLogger("tandem_server").setLevel(level)
 
