@@ -9,7 +9,7 @@ import torch
 
 from tandem_server.engine.native.engine import NativeEngine, load_generator
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
-from tandem_server.engine.native.linear import row_invariant_sizes
+from tandem_server.engine.native.linear import PackedLinear, TransposedLinear, packing_available, row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.scheduler import Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
@@ -110,8 +110,14 @@ def test_plain_and_overlapped_give_identical_tokens(slots, make_checkpoint, reco
                 assert one.finish == "stop" or len(one.tokens) == adds[number].max_tokens
 
 
-def test_alone_and_in_a_crowd_give_identical_tokens(make_checkpoint, recording_link, seeds):
+@pytest.mark.parametrize("layout", [TransposedLinear, PackedLinear])
+def test_alone_and_in_a_crowd_give_identical_tokens(layout, make_checkpoint, recording_link, monkeypatch):
+    if layout is PackedLinear:
+        if not packing_available():
+            pytest.skip("this build of torch does not pack weights")
+        monkeypatch.setattr("tandem_server.engine.native.linear.PACK_FROM_ELEMENTS", 0)
     engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 4)
+    assert {type(linear) for linear in engine._step._decoder.weights.linears()} == {layout}
     assert len(engine._step._sizes) > 1, "alone means a smaller batch here; otherwise the test shows nothing"
     rng = random.Random(7)
     adds = [random_add(rng, number, 150, 700) for number in range(30)]
@@ -154,7 +160,9 @@ def test_a_request_with_nan_fails_alone_and_its_slot_is_clean_after(make_checkpo
     healthy = Add(1, [5, 6, 7, 8], 30, Sampling(temperature=0.0))
     wanted = run(engine, True, [(0, healthy)], recording_link)[1].tokens
     engine._step._decoder.weights.embedding[149] = torch.nan
-    poisoned = [Add(100 + n, [5, 149, 7], 30, Sampling(temperature=1.0, seed=n)) for n in range(4)]
+    # Behind all that the healthy ones ever write, where only masking and zeroing stand between it and them.
+    prompt = [5] * 60 + [149] + [7] * 5
+    poisoned = [Add(100 + n, prompt, 30, Sampling(temperature=1.0, seed=n)) for n in range(4)]
     arrivals = [(0, poisoned[0]), (0, healthy), *((0, add) for add in poisoned[1:])]
     arrivals += [(0, msgspec.structs.replace(healthy, request=number)) for number in (2, 3, 4)]
     for overlapped in (False, True):
