@@ -42,7 +42,8 @@ def chat_openai(base: str, model: str, prompt: str) -> None:
             messages=[{"role": "user", "content": prompt}],
             stream=True,
             max_tokens=MAX_TOKENS,
-            temperature=0.5,
+            temperature=0.7,
+            top_p=0.9,
             seed=1,
         )
         return (chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
@@ -53,7 +54,7 @@ def chat_openai(base: str, model: str, prompt: str) -> None:
 def chat_ollama(base: str, model: str, prompt: str) -> None:
     """A streamed chat through the official `ollama` client."""
     client = ollama.Client(host=base)
-    options = ollama.Options(num_predict=MAX_TOKENS, temperature=0.5, seed=2)
+    options = ollama.Options(num_predict=MAX_TOKENS, temperature=0.7, top_p=0.9, seed=2)
 
     def ask() -> Iterable[str]:
         answer = client.chat(model=model, messages=[{"role": "user", "content": prompt}], stream=True, options=options)

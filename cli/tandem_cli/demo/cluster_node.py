@@ -28,7 +28,7 @@ class NodeCluster(DemoCluster):
     def start(self, story: Story) -> Kubernetes:
         """Builds what is missing, starts the cluster and imports the development image."""
         self._venv = assets.pod_environment(story)
-        story.tell("Starting etcd, API server, scheduler, kubelet, kube-proxy and DNS")
+        story.tell("Kubernetes: what this machine lacks of it is built and installed first, once")
         try:
             self._cluster = devcluster.up(self._name, node=True, progress=Progress(), helm=True)
         except DevclusterError as error:

@@ -17,7 +17,7 @@ from tandem_cli.demo.talk import talk
 
 EXAMPLES = assets.ROOT / "manifests" / "examples"
 CHART = assets.ROOT / "charts" / "tandem"
-CODE_PROMPTS = ("def read_lines(path):", "class Queue:\n    def __init__(self")
+CODE_PROMPTS = ("def read_lines(path):", 'class Queue:\n    """A first-in, first-out queue."""\n')
 CHAT_PROMPTS = ("Say in one sentence what Kubernetes is.", "Write a haiku about queues.")
 LOAD_SECONDS = 600
 
