@@ -26,7 +26,10 @@ def take(folder: Path) -> int:
         if time.monotonic() < deadline:
             time.sleep(locks.POLL_S)
             continue
-        raise DevclusterError(f"only one cluster with a node fits on a machine, and {locks.holder_of(path())} has it")
+        raise DevclusterError(
+            f"only one cluster with a node fits on a machine, and {locks.holder_of(path())} has it; "
+            "end that one first: python -m tandem_devcluster down --name NAME (make demo-down for the demo's)"
+        )
     return descriptor
 
 
