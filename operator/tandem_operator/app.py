@@ -61,6 +61,18 @@ async def _one(key: ModelKey, queue: WorkQueue[ModelKey], reconciler: Reconciler
         queue.add(key, again.after)
 
 
+def at_exit(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The loop's exception handler once all is ended.
+
+    kopf leaves its watch generators to the loop's end; one that is cut off in the middle of an event complains about
+    its own closing, which is of no concern to anybody.
+    """
+    if "asyncgen" in context:
+        log.debug("A watch was cut off at the exit: %r.", context.get("exception"))
+        return
+    loop.default_exception_handler(context)
+
+
 class Operator:
     """All parts of one operator process."""
 
@@ -122,6 +134,7 @@ class Operator:
                 await self._watch()
         finally:
             await self._end()
+            loop.set_exception_handler(at_exit)
         return self._failure
 
     async def _watch(self) -> None:
