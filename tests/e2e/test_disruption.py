@@ -81,7 +81,7 @@ async def test_a_killed_runner_fails_only_its_own_requests_and_the_model_serves_
     embedding = asyncio.create_task(
         asyncio.to_thread(site.post, "/v1/embeddings", {"model": "minilm", "input": "still here"})
     )
-    victims = runners(pod["metadata"]["uid"])
+    victims = processes.runners(pod["metadata"]["uid"])
     assert len(victims) == 1
     processes.kill(victims[0])
     outcomes = await running
@@ -96,11 +96,6 @@ async def test_a_killed_runner_fails_only_its_own_requests_and_the_model_serves_
     assert answer
     again = next(p for p in site.pods(MODEL) if p["metadata"]["uid"] == pod["metadata"]["uid"])
     assert again["status"]["containerStatuses"][0]["restartCount"] == 0, "the runner was replaced, not the pod"
-
-
-def runners(uid: str) -> list[int]:
-    """The pod's runner processes: session leaders other than the container's first process."""
-    return [pid for pid in processes.session_leaders(uid) if "forkserver" in processes.command(pid)]
 
 
 def named(outcome: Outcome) -> bool:

@@ -26,16 +26,19 @@ def command(pid: int) -> str:
         return ""
 
 
-def session_leaders(uid: str) -> list[int]:
-    """Processes of the pod that lead a session of their own: its runners, and the container's first process."""
-    return [pid for pid in of_pod(uid) if _session(pid) == pid]
-
-
-def _session(pid: int) -> int:
+def parent(pid: int) -> int:
+    """Process id of a process's parent; 0 when it is gone."""
     try:
-        return os.getsid(pid)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+
+
+def runners(uid: str) -> list[int]:
+    """The runner processes of the serving pod with `uid`: what its fork server has forked."""
+    forked = {pid for pid in of_pod(uid) if "forkserver" in command(pid)}
+    return [pid for pid in forked if parent(pid) in forked]
 
 
 def kill(pid: int) -> None:
