@@ -26,13 +26,13 @@ demo-down: env ## ends the demo's cluster and leaves nothing behind
 	@$(PY) -m tandem_cli demo down --cluster $(CLUSTER)
 
 test: env ## lint, unit, cluster and node tests, each with its seconds
-	@$(PY) tools/tiers.py lint fast torch cluster node
+	@$(PY) tools/tiers.py lint fast unit cluster node
 
 test-fast: env ## tests without torch and without a cluster, about 10 s
 	@$(PY) tools/tiers.py fast
 
 test-unit: env ## all unit tests
-	@$(PY) tools/tiers.py fast torch
+	@$(PY) tools/tiers.py fast unit
 
 test-cluster: env ## tests against a real control plane
 	@$(PY) tools/tiers.py cluster
@@ -44,7 +44,7 @@ test-gpu: ## tests that need a CUDA device, with the python that is on the PATH 
 	@PYTHONPATH=api:server python3 -m pytest tests/gpu -q
 
 test-long: env ## property tests with many seeds
-	@TANDEM_SEEDS=200 $(PY) tools/tiers.py fast torch
+	@TANDEM_SEEDS=200 $(PY) tools/tiers.py fast unit
 
 lint: env ## format, lint, types, import rules
 	@$(PY) tools/tiers.py lint

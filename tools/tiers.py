@@ -1,4 +1,4 @@
-"""Runs the test tiers that are named, in order, and prints what each took: `tiers.py lint fast torch cluster node`.
+"""Runs the test tiers that are named, in order, and prints what each took: `tiers.py lint fast unit cluster node`.
 
 Stops at the first tier that fails. A tier that cannot run on this machine says why and fails, so that a green run
 always means that everything ran; `TANDEM_SKIP_NODE=1` leaves out the node tier where there is no root.
@@ -21,8 +21,8 @@ TIERS: dict[str, list[list[str]]] = {
         [str(BIN / "mypy")],
         [str(BIN / "lint-imports"), "--no-logo"],
     ],
-    "fast": [[*PYTEST, "tests/unit", "-m", "not torch"]],
-    "torch": [[*PYTEST, "tests/unit", "-m", "torch"]],
+    "fast": [[*PYTEST, "tests/unit", "-m", "not torch and not process"]],
+    "unit": [[*PYTEST, "tests/unit", "-m", "torch or process"]],
     "cluster": [[*PYTEST, "tests/cluster"]],
     "node": [[*PYTEST, "tests/node", "tests/e2e", "--timeout=600"]],
 }

@@ -10,6 +10,8 @@ from server_site import fake_settings
 
 from tandem_server.residency.source import SourceError, resolve
 
+pytestmark = pytest.mark.process
+
 COMMIT = "a" * 40
 FILES = {
     "config.json": b"{}",

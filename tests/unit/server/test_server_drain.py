@@ -12,6 +12,8 @@ from server_site import fake_settings, lines, until
 from tandem_api.catalog import Catalog
 from tandem_server.serve import run_pod
 
+pytestmark = pytest.mark.process
+
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
 
 

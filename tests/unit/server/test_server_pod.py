@@ -22,6 +22,8 @@ from tandem_server.pod import Pod
 from tandem_server.residency.progress import ProgressLog, progress_text
 from tandem_server.residency.source import SourceError, resolve
 
+pytestmark = pytest.mark.process
+
 
 def test_the_front_end_does_not_import_torch():
     code = (

@@ -6,6 +6,8 @@ import json
 import pytest
 from server_site import until
 
+pytestmark = pytest.mark.process
+
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
 
 

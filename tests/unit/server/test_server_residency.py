@@ -14,6 +14,8 @@ from tandem_api.report import ModelState
 from tandem_server.residency.host import backoff, needs_reload
 from tandem_server.residency.process import exit_cause
 
+pytestmark = pytest.mark.process
+
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
 
 
