@@ -67,8 +67,10 @@ def run(engine: NativeEngine, overlapped: bool, arrivals: list[tuple[int, ToRunn
     executor = (WorkerExecutor if overlapped else InlineExecutor)(engine._step.compute)
     link = link_class(arrivals)
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
-    (loop.run_overlapped if overlapped else loop.run_plain)()
-    executor.close()
+    if isinstance(executor, WorkerExecutor):
+        executor.run_beside(loop.run_overlapped)
+    else:
+        loop.run_plain()
     assert scheduler.idle
     assert scheduler.table.free == engine.loaded.slots
     answers: dict[int, Answer] = {}

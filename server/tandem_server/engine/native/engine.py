@@ -58,20 +58,19 @@ class NativeEngine:
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
-            if self.overlapped:
-                loop.run_overlapped()
-            else:
+            if not self.overlapped:
                 loop.run_plain()
+            elif isinstance(executor, WorkerExecutor):
+                executor.run_beside(loop.run_overlapped)
+            else:
+                loop.run_overlapped()
         finally:
             executor.close()
 
     def _executor(self) -> Executor:
         if self._device.type == "cuda":
             return CudaExecutor(self._step.compute, self._device)
-        if self.overlapped:
-            threads = torch.get_num_threads()
-            return WorkerExecutor(self._step.compute, lambda: torch.set_num_threads(threads))
-        return InlineExecutor(self._step.compute)
+        return (WorkerExecutor if self.overlapped else InlineExecutor)(self._step.compute)
 
     def _on_admit(self, add: Add, slot: int) -> None:
         self._admitted += 1

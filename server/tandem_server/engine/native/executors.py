@@ -1,4 +1,4 @@
-"""How plans reach the device: at once, or on a worker thread (CPU); `cuda.py` has the one for CUDA streams.
+"""How plans reach the device: at once, or beside the loop (CPU); `cuda.py` has the one for CUDA streams.
 
 The loops launch plans in order and ask each for its result later; at most two are in flight.
 """
@@ -75,15 +75,18 @@ class _Job:
 
     def __init__(self, plan: StepPlan) -> None:
         self.plan = plan
-        self._done = threading.Event()
+        # A bare lock, held until the outcome is there: an Event costs tens of microseconds a step.
+        self._done = threading.Lock()
+        self._done.acquire()
         self._outcome: StepResult | BaseException | None = None
 
     def settle(self, outcome: StepResult | BaseException) -> None:
         self._outcome = outcome
-        self._done.set()
+        self._done.release()
 
     def result(self) -> StepResult:
-        self._done.wait()
+        with self._done:
+            pass
         if isinstance(self._outcome, StepResult):
             return self._outcome
         assert self._outcome is not None
@@ -91,16 +94,17 @@ class _Job:
 
 
 class WorkerExecutor:
-    """Computes on a thread of its own, so that planning and telling overlap with computing: a CPU's second stream."""
+    """Computes on one thread while another plans and tells: a CPU's second stream.
 
-    def __init__(self, compute: Compute, prepare: Callable[[], None] = lambda: None) -> None:
-        """`prepare` runs first on the new thread."""
+    The thread that loaded the model must be the one that computes. OpenMP keeps a pool of workers for each thread that
+    ever started parallel work, and once the pools together outnumber the cores none of them spins any more: a second
+    pool cost 40 % of the token rate (two threads on two cores, 16 M model). So the loop moves, not the computation.
+    """
+
+    def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._prepare = prepare
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.device_seconds = 0.0
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._thread.start()
 
     def launch(self, plan: StepPlan) -> Pending:
         job = _Job(plan)
@@ -109,10 +113,27 @@ class WorkerExecutor:
 
     def close(self) -> None:
         self._jobs.put(None)
-        self._thread.join(timeout=60)
+
+    def run_beside(self, loop: Callable[[], None]) -> None:
+        """Computes on the calling thread while `loop` runs on another; returns, or raises, as `loop` does."""
+        failures: list[BaseException] = []
+
+        def guarded() -> None:
+            try:
+                loop()
+            except BaseException as error:  # noqa: BLE001 - it is raised again below, on the caller's thread
+                failures.append(error)
+            finally:
+                self.close()
+
+        thread = threading.Thread(target=guarded, name="loop", daemon=True)
+        thread.start()
+        self._work()
+        thread.join()
+        if failures:
+            raise failures[0]
 
     def _work(self) -> None:
-        self._prepare()
         while (job := self._jobs.get()) is not None:
             began = time.perf_counter()
             try:
