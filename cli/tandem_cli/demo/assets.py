@@ -110,8 +110,9 @@ def _download(story: Story, source: str, target: Path) -> None:
         try:
             snapshot_download(repository, local_dir=target, allow_patterns=list(_WEIGHT_FILES))
         except (HfHubHTTPError, OSError) as error:
+            cause = str(error).splitlines()[0].rstrip(".")
             raise DemoError(
-                f"{source} could not be downloaded: {error}. Without a hub in reach run `make demo` without MODEL."
+                f"{source} could not be downloaded: {cause}. Without a hub in reach run `make demo` without MODEL."
             ) from error
 
 
