@@ -51,6 +51,7 @@ class ModelReport(Contract):
     processor: str = Field("", description="as `ollama ps` prints it, such as 100% CPU")
     context_asked: int | None = Field(None, description="tokens a slot; None: the model's own limit")
     context_given: int = 0
+    context_reason: str = Field("", description="why less was given than asked, with numbers; empty when it was not")
     slots: int = 0
     busy: int = Field(0, description="slots in use")
     queued: int = 0

@@ -223,8 +223,8 @@ def _context_reduced(facts: Facts) -> Condition | None:
         if entry.context_given == limit:
             message = f"{gives}: the model was made for no more than {limit}."
             return _condition("ContextReduced", TRUE, "ModelLimit", message)
-        message = f"{gives}, since {entry.slots} slots of {asked} do not fit in memory; give the pod more of it, or "
-        message += "lower spec.slots or spec.context.length."
+        why = entry.context_reason or f"{entry.slots} slots of {asked} tokens do not fit in memory"
+        message = f"{gives}, since {why}. Give the pod more memory, or lower spec.slots or spec.context.length."
         return _condition("ContextReduced", TRUE, "MemoryShort", message)
     return None
 

@@ -85,6 +85,7 @@ def model_report(host: ModelHost) -> ModelReport:
         processor="" if loaded is None else f"100% {loaded.device_kind}",
         context_asked=asked if isinstance(asked, int) else None,
         context_given=0 if loaded is None else loaded.context,
+        context_reason="" if loaded is None else loaded.context_reason,
         slots=0 if loaded is None else loaded.slots,
         busy=len(line.running),
         queued=len(line.waiting),

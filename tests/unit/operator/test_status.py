@@ -308,6 +308,15 @@ def test_conflicts_and_refusals_are_told_and_do_not_hide_that_pods_serve() -> No
     ("entry", "reason", "words"),
     [
         (loaded(context_asked=8192, context_given=2048), "MemoryShort", "2048 tokens of context instead of 8192"),
+        (
+            loaded(
+                context_asked=8192,
+                context_given=2048,
+                context_reason="4 slots of 8192 tokens need 90 MiB and 7 MiB is free",
+            ),
+            "MemoryShort",
+            "instead of 8192, since 4 slots of 8192 tokens need 90 MiB and 7 MiB is free. Give the pod more memory",
+        ),
         (loaded(context_asked=8192, context_given=4096), "ModelLimit", "made for no more than 4096"),
         (loaded(context_asked=None, context_given=1024), "MemoryShort", "1024 tokens of context instead of 4096"),
         (loaded(context_asked=None, context_given=4096), None, ""),

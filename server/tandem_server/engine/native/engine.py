@@ -123,6 +123,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         available_bytes(device),
     )
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
+    with_weights = _used(device)
     decoder = Decoder(config, weights, slots, context)
     if device.type == "cpu":
         decoder.prove_span()
@@ -137,7 +138,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         parameters=weights.parameters,
         weight_bytes=weights.bytes,
         cache_bytes=decoder.cache_bytes,
-        overhead_bytes=_overhead(device, before, weights, decoder),
+        overhead_bytes=_overhead(device, before, with_weights, weights, decoder),
         device=device_name,
         device_kind="GPU" if device.type == "cuda" else "CPU",
         dtype=str(dtype).removeprefix("torch."),
@@ -178,9 +179,11 @@ def _used(device: torch.device) -> int:
     return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
 
 
-def _overhead(device: torch.device, before: int, weights: DecoderWeights, decoder: Decoder) -> int:
-    """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too."""
+def _overhead(device: torch.device, before: int, with_weights: int, weights: DecoderWeights, decoder: Decoder) -> int:
+    """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
+
+    On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.
+    """
     if device.type == "cpu":
-        # Pages of the cache that nothing was written to are not resident, so the cache is not subtracted.
-        return max(0, _used(device) - weights.bytes)
+        return max(0, with_weights - weights.bytes)
     return max(0, _used(device) - before - weights.bytes - decoder.cache_bytes)

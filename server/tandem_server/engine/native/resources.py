@@ -116,8 +116,8 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
     while fitting > 0 and slots * capacity_for(fitting) * bytes_per_token > budget:
         fitting -= 64
     numbers = (
-        f"{slots} slots of {context} tokens need {_mib(slots * capacity_for(context) * bytes_per_token)}, "
-        f"{_mib(max(0, budget))} is free beside the weights"
+        f"{slots} slots of {context} tokens need {_mib(slots * capacity_for(context) * bytes_per_token)} "
+        f"and {_mib(max(0, budget))} is free beside the weights"
     )
     least = min(wish.minimum, context)
     if not wish.may_shrink or fitting < least:
@@ -125,7 +125,7 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
         raise LoadError(
             f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
         )
-    return fitting, f"{numbers}: reduced to {fitting} tokens"
+    return fitting, numbers
 
 
 def check_weights_fit(needed: int, available: int) -> None:
