@@ -96,12 +96,12 @@ class Bench:
         return found
 
     async def calm(self) -> None:
-        """Waits until the operator has written nothing for a second."""
-        while True:
-            before = len(self.proxy.writes)
-            await asyncio.sleep(1.0)
-            if len(self.proxy.writes) == before:
-                return
+        """Waits until the operator has written nothing for a second; fails when it never stops."""
+        async with asyncio.timeout(30):
+            before = -1
+            while before != len(self.proxy.writes):
+                before = len(self.proxy.writes)
+                await asyncio.sleep(1.0)
 
     def pods(self, name: str) -> list[Obj]:
         return self.kube.items(f"{CORE}/pods?labelSelector=tandem.dev/pool={name}")
