@@ -75,7 +75,7 @@ class Bench:
 
         def probe() -> dict[str, Obj] | None:
             found = {kind: obj for kind, obj in self.owned(name).items() if obj is not None}
-            return found if len(found) == 4 else None
+            return found if len(found) == len(self.owned(name)) else None
 
         found: dict[str, Obj] = await eventually(f"objects of {name}", probe)
         return found
