@@ -23,6 +23,7 @@ MODELS = f"/apis/tandem.dev/v1alpha1/namespaces/{NAMESPACE}/models"
 CORE = f"/api/v1/namespaces/{NAMESPACE}"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 6, 4.0, 0.3
+WORKERS = 8
 
 
 @pytest.fixture(scope="module")
@@ -195,10 +196,13 @@ async def test_stopped_and_woken_the_old_leader_writes_nothing_and_ends(pair: Pa
     await pair.served("seven")
     await pair.calm(pair.leader)
     pair.leader.proxy.clear()
-    # It is stopped with much to do: Models that it was told of and has not yet acted on.
+    # It is stopped in the middle of its work: each worker waits for the answer to a write, and finds it when it wakes.
+    pair.leader.proxy.answering.clear()
     for number in range(10):
         pair.make(f"many-{number}")
+    await eventually("every worker has written", lambda: len(pair.leader.proxy.writes) == WORKERS, 2)
     pair.leader.process.send(signal.SIGSTOP)
+    pair.leader.proxy.answering.set()
     await pair.takes_over()
     followed = time.monotonic()
     for number in range(10):

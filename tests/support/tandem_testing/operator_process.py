@@ -44,11 +44,14 @@ class Proxy:
     refused: list[str] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
     """All that was asked for, reads too."""
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    """Writes are carried out at once and answered while this is set, as it is after `start`."""
     on_write: Callable[[int], None] = lambda _: None
     port: int = 0
 
     async def start(self) -> None:
         """Listens on loopback; after `stop` on the same port again."""
+        self.answering.set()
         trust = self.kube.trust if self.as_caller else self.kube.admin
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
@@ -80,6 +83,7 @@ class Proxy:
                 self.writes.append(Write(request.method, request.path, answer.status))
                 # The API server has done it, and the operator does not know yet: the worst moment to die.
                 self.on_write(len(self.writes))
+                await self.answering.wait()
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             with contextlib.suppress(ConnectionResetError):  # the operator has been killed
