@@ -126,6 +126,7 @@ class Operator:
         self._stop.set()
 
     async def _end(self) -> None:
+        self._stop.set()  # after a signal kopf would wait 5 s for the task of its own that waits for this
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
