@@ -150,6 +150,21 @@ def test_what_does_not_fit_says_so_with_the_numbers() -> None:
     assert told.message == "the weights need 16,000 MiB, 8,000 MiB is free."
 
 
+def test_a_retry_after_a_failed_load_does_not_flap() -> None:
+    words = "4 slots need too much"
+    first = compute(
+        pods_with((running(ready=False), seen(failed(words, error_reason="DoesNotFit")))), Outcome(), None, NOW
+    )
+    again = loading(phase="reading weights", fraction=0.5).model_copy(
+        update={"last_error": words, "error_reason": "DoesNotFit"}
+    )
+    retried = compute(pods_with((running(ready=False), seen(again)), status=fields_of(first)), Outcome(), None, NOW)
+    assert condition(retried) == condition(first)
+    assert condition(retried, "Loaded") == condition(first, "Loaded")
+    lost = again.model_copy(update={"artifact": loaded().artifact})
+    assert condition(compute(pods_with((running(), seen(lost))), Outcome(), None, NOW)).reason == "Loading"
+
+
 def test_what_fits_says_of_how_much() -> None:
     status = compute(pods_with((running(), seen(loaded(), devices=[BIG]))), Outcome(), None, NOW)
     assert condition(status, "Fits").message == "One copy takes 12 MB of 140 GB that NVIDIA H200 has."
