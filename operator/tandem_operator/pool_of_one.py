@@ -3,9 +3,10 @@
 First thing that `observe` does with such a Model. Pure.
 """
 
-from tandem_api.fields import FOREVER, Device
+from tandem_api.fields import Device
 from tandem_api.model import ModelSpec, ResourcesSpec
 from tandem_api.pool import ModelPoolSpec, PoolResources, PoolVolume
+from tandem_api.scalars import FOREVER
 
 _QUEUE_BOUND = 65_536
 """The pod's own bound; the Model's queue is the one that counts, and changing it must not replace pods."""

@@ -6,9 +6,10 @@ Such a field exists and is validated, so that manifests need not change later; u
 from collections.abc import Callable
 from typing import TypeVar
 
-from tandem_api.fields import FOREVER, CacheDType, CachePolicy, EngineName, Quantization, ScalingMode
+from tandem_api.fields import CacheDType, CachePolicy, EngineName, Quantization, ScalingMode
 from tandem_api.model import ModelSpec
 from tandem_api.pool import ModelPoolSpec
+from tandem_api.scalars import FOREVER
 
 S = TypeVar("S", ModelSpec, ModelPoolSpec)
 Entry = tuple[str, Callable[[S], bool], str]

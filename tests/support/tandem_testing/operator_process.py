@@ -123,6 +123,7 @@ class OperatorProcess:
         self._proxy = proxy
         settings = {
             "server": {"image": "tandem.dev/server:test"},
+            "installNamespace": "tandem-system",
             "reportPort": report_port,
             "relistSeconds": relist,
             "gaugeSeconds": gauges,
