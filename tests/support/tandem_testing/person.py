@@ -1,7 +1,7 @@
-"""Somebody who is not the administrator, as the API server sees him: by impersonation, or by a token of his own."""
+"""Somebody who is not the administrator, as the API server sees him: by impersonation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -30,8 +30,10 @@ class Person:
         headers = {"Impersonate-User": name, "Impersonate-Group": "system:authenticated"}
         self._http = httpx.Client(base_url=kube.server, verify=kube.admin, timeout=30, headers=headers)
 
-    def close(self) -> None:
-        """Closes connections."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def tries(
