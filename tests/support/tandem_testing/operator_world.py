@@ -56,9 +56,9 @@ def model_pool(name: str = POOL_KEY.name, uid: str = POOL_UID, generation: int =
     }
 
 
-def pooled(name: str = KEY.name, uid: str = UID, **spec: Any) -> Obj:
+def pooled(name: str = KEY.name, uid: str = UID, generation: int = 1, **spec: Any) -> Obj:
     """A Model of the pool that `model_pool` gives."""
-    made = model(name, uid, pool=POOL_KEY.name, **spec)
+    made = model(name, uid, generation, pool=POOL_KEY.name, **spec)
     del made["spec"]["device"]
     return made
 
