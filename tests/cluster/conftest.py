@@ -18,3 +18,14 @@ def control_plane() -> Iterator[cluster.Cluster]:
         yield made
     finally:
         cluster.down(name)
+
+
+@pytest.fixture(scope="session")
+def kwok_cluster() -> Iterator[cluster.Cluster]:
+    """A control plane of its own with fake nodes, on which hundreds of pods turn ready without running."""
+    name = f"kwok-{os.getpid()}"
+    made = cluster.up(name, progress=Progress(), qps=500, fake_nodes=4)
+    try:
+        yield made
+    finally:
+        cluster.down(name)
