@@ -1,6 +1,6 @@
 """Makes what is made from the types and the chart: `python tools/generate.py [--helm HELM] [--check]`.
 
-types of tandem_api -> the CRD as a template of the chart -> `helm template` -> manifests/tandem.yaml. Both are
+types of tandem_api -> the CRDs as templates of the chart -> `helm template` -> manifests/tandem.yaml. Both are
 committed; `--check` writes nothing and fails when they are not as they would be made.
 """
 
@@ -9,13 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tandem_api.crd import crd_yaml
+from tandem_api.crd import KINDS, CustomKind, crd_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "tandem"
-CRD_TEMPLATE = CHART / "templates" / "crd-models.yaml"
+CRD_TEMPLATES = {kind: CHART / "templates" / f"crd-{kind.plural}.yaml" for kind in KINDS}
 MANIFEST = ROOT / "manifests" / "tandem.yaml"
 NAMESPACE = "tandem-system"
 
@@ -37,9 +39,9 @@ metadata:
 """
 
 
-def crd_template() -> str:
+def crd_template(kind: CustomKind) -> str:
     """The CRD as a chart template: it can be left out, and stays when the release is removed."""
-    text = crd_yaml()
+    text = crd_yaml(kind)
     if "{{" in text:
         raise ValueError("the CRD contains {{, which helm would read as a template")
     marker = "metadata:\n"
@@ -78,7 +80,10 @@ def main() -> int:
     helm = find_helm(options.helm)
     stale: list[Path] = []
     # In this order: the manifest is rendered from the chart with the CRD in it.
-    for path, make in ((CRD_TEMPLATE, crd_template), (MANIFEST, lambda: manifest(helm))):
+    making: list[tuple[Path, Callable[[], str]]] = [
+        (path, partial(crd_template, kind)) for kind, path in CRD_TEMPLATES.items()
+    ]
+    for path, make in [*making, (MANIFEST, partial(manifest, helm))]:
         text = make()
         if path.exists() and path.read_text() == text:
             continue

@@ -1,4 +1,6 @@
-"""The pydantic base of every contract: camelCase outside, snake_case inside."""
+"""The pydantic base of every contract: camelCase outside, snake_case inside; and of rules between fields."""
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
@@ -14,3 +16,20 @@ class Spec(Contract):
     """A part of a custom resource's spec: unknown fields are refused, as the API server's strict mode does."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+def rule(expression: str, message: str, field: str = "") -> dict[str, str]:
+    """A CEL rule of the API server over the type it stands on (`self`), with the sentence that a person reads.
+
+    Args:
+        expression: true for what is valid.
+        message: what to do, in terms of the manifest's own field names.
+        field: the field that the refusal names, such as `context.minLength`; "" names the whole object.
+    """
+    return {"rule": expression, "message": message, **({"fieldPath": f".{field}"} if field else {})}
+
+
+def rules(*those: dict[str, str]) -> ConfigDict:
+    """The `model_config` of a type with these CEL rules; they become part of the CRD's schema."""
+    schema: dict[str, Any] = {"x-kubernetes-validations": list(those)}
+    return ConfigDict(json_schema_extra=schema)

@@ -6,31 +6,28 @@ watches a file and knows no Kubernetes. `tandem serve` makes the same object fro
 
 import hashlib
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tandem_api.base import Contract
-from tandem_api.model import ContextSpec, DType, QueueSpec, SamplingDefaults, Scheduling, Slots, Task
+from tandem_api.model import ModelSettings, ModelSpec
 
 ALL_PODS = "*"
 """Key of `Catalog.preload` that speaks of every pod, whatever its name."""
 
 
-class CatalogModel(Contract):
-    """One model that a pod may load; `name` is what requests and reports call it."""
+class CatalogModel(ModelSettings):
+    """One model that a pod may load: a Model's settings, under the name that requests and reports call it."""
+
+    model_config = ConfigDict(extra="ignore")
 
     name: str
     uid: str = ""
-    generation: int = 0
-    source: str = Field(description="hf://org/name, pvc://claim/folder, or (without Kubernetes) file:///folder")
-    revision: str | None = None
-    task: Task = Task.AUTO
-    aliases: list[str] = Field(default_factory=list)
-    context: ContextSpec = ContextSpec()
-    slots: Slots = "Auto"
-    queue: QueueSpec = QueueSpec()
-    scheduling: Scheduling = Scheduling.OVERLAPPED
-    dtype: DType = DType.AUTO
-    defaults: SamplingDefaults = SamplingDefaults()
+
+    @classmethod
+    def of(cls, name: str, uid: str, spec: ModelSpec) -> "CatalogModel":
+        """The entry of a Model. What only the operator reads, such as `replicas`, is left out."""
+        settings = {field: getattr(spec, field) for field in ModelSettings.model_fields}
+        return cls(name=name, uid=uid, **settings)
 
 
 class Catalog(Contract):
@@ -41,6 +38,15 @@ class Catalog(Contract):
     pool: str = ""
     models: list[CatalogModel] = Field(default_factory=list)
     preload: dict[str, list[str]] = Field(default_factory=dict)
+    credentials: str = Field("", description="digest of the credentials that belong to this revision")
+
+    @classmethod
+    def read(cls, text: str | bytes) -> "Catalog":
+        """A catalog from its JSON; fields that a newer operator added are ignored at every depth.
+
+        Raises pydantic's ValidationError.
+        """
+        return cls.model_validate_json(text, extra="ignore")
 
     def with_revision(self) -> "Catalog":
         """The same catalog, stamped with a digest of its content (16 hex digits)."""
@@ -54,6 +60,10 @@ class Catalog(Contract):
     def preload_of(self, pod_name: str) -> list[str]:
         """Names of the models that `pod_name` loads at its start."""
         return self.preload.get(pod_name, self.preload.get(ALL_PODS, []))
+
+    def entry(self, name: str) -> CatalogModel | None:
+        """The model of exactly this name."""
+        return next((model for model in self.models if model.name == name), None)
 
     def find(self, name: str) -> CatalogModel | None:
         """The model that a request means by `name`: its name, an alias, or either without Ollama's `:latest`."""

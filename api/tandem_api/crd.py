@@ -1,193 +1,163 @@
-"""Makes the CustomResourceDefinition of `Model` from its pydantic types: `python -m tandem_api.crd FILE`.
+"""Makes the CustomResourceDefinitions of `Model` and `ModelPool` from their types.
 
 Runs at development time (`make generate`); the YAML is committed in the chart and a test fails when the two differ.
-The API server wants a structural schema: no references, no unions but int-or-string, every object typed.
 """
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from tandem_api.model import NAME_PATTERN, ModelSpec, ModelStatus
+from tandem_api.base import Contract, rule
+from tandem_api.fields import NAME_PATTERN
+from tandem_api.model import ModelSpec
 from tandem_api.names import GROUP, MAX_NAME_LENGTH, VERSION
-
-_KEPT = (
-    "type", "format", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "required", "anyOf",
-)  # fmt: skip
-
-SOURCE_RULE = {
-    "rule": "self.source.matches('^(hf|pvc)://.+')",
-    "message": "source must begin with hf:// or pvc://",
-    "fieldPath": ".source",
-}
-SOURCE_FORM_RULES = [
-    SOURCE_RULE,
-    {
-        "rule": r"!self.source.startsWith('hf://') || self.source.matches('^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$')",
-        "message": "an hf:// source is hf://organisation/name",
-        "fieldPath": ".source",
-    },
-    {
-        "rule": r"!self.source.startsWith('pvc://') || (self.source.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9_.-]+)*$')"
-        " && !self.source.contains('/..') && !self.source.contains('/./') && !self.source.endsWith('/.'))",
-        "message": "a pvc:// source is pvc://claim or pvc://claim/folder, without . or .. in its path",
-        "fieldPath": ".source",
-    },
-    {
-        "rule": "!has(self.revision) || self.source.startsWith('hf://')",
-        "message": "revision is for hf:// sources only",
-        "fieldPath": ".revision",
-    },
-    {
-        "rule": "type(self.context.length) != int || self.context.minLength <= self.context.length",
-        "message": "context.minLength must not be larger than context.length",
-        "fieldPath": ".context.minLength",
-    },
-]
-NAME_RULES = [
-    {
-        "rule": f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
-        "message": f"a Model's name has at most {MAX_NAME_LENGTH} characters, so that the names of its objects fit",
-    },
-    {
-        "rule": f"self.metadata.name.matches('{NAME_PATTERN}')",
-        "message": "a Model's name has lower-case letters, digits and '-' only, with a letter or digit at both ends",
-    },
-]
+from tandem_api.pool import ModelPoolSpec
+from tandem_api.schema import schema_of, without_defaults
+from tandem_api.status import ModelPoolStatus, ModelStatus
 
 
-def _column(name: str, path: str, kind: str = "string", priority: int = 0, description: str = "") -> dict[str, Any]:
+def _column(name: str, path: str, kind: str = "string", wide: bool = False, description: str = "") -> dict[str, Any]:
     column: dict[str, Any] = {"name": name, "jsonPath": path, "type": kind}
-    if priority:
-        column["priority"] = priority
+    if wide:
+        column["priority"] = 1
     if description:
         column["description"] = description
     return column
 
 
-MODEL_COLUMNS = [
-    _column(
-        "Ready", ".status.conditions[?(@.type=='Ready')].status", description="whether a request sent now is served"
-    ),
-    _column("Replicas", ".status.readyReplicas", "integer", description="pods that take requests"),
+_READY = _column(
+    "Ready", ".status.conditions[?(@.type=='Ready')].status", description="whether a request sent now is served"
+)
+_REPLICAS = _column("Replicas", ".status.readyReplicas", "integer", description="pods that take requests")
+_QUEUE = _column("Queue", ".status.queued", "integer", True, "requests that wait for a slot")
+_REJECTED = _column("Rejected", ".status.rejected", "integer", True, "requests refused in the last 5 minutes")
+_REASON = _column("Reason", ".status.conditions[?(@.type=='Ready')].reason", wide=True)
+_AGE = _column("Age", ".metadata.creationTimestamp", "date")
+
+MODEL_COLUMNS = (
+    _READY,
+    _REPLICAS,
     _column("Size", ".status.size", description="weights and context of one copy"),
     _column("Processor", ".status.processor"),
     _column("Context", ".status.context", "integer", description="tokens that each slot really has"),
     _column("Slots", ".status.slots", description="in use / in all"),
     _column("Until", ".status.until", description="how long the model stays loaded"),
-    _column("Queue", ".status.queued", "integer", 1, "requests that wait for a slot"),
-    _column("Rejected", ".status.rejected", "integer", 1, "requests refused in the last 5 minutes"),
-    _column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-    _column("Age", ".metadata.creationTimestamp", "date"),
-]
+    _QUEUE,
+    _REJECTED,
+    _column("Pool", ".spec.pool", wide=True, description="the ModelPool that serves it; empty: it has its own pods"),
+    _REASON,
+    _AGE,
+)
+POOL_COLUMNS = (
+    _READY,
+    _REPLICAS,
+    _column("Device", ".spec.device"),
+    _column("Models", ".status.models", "integer", description="Models that name this pool"),
+    _column("Loaded", ".status.loaded", "integer", description="of them, how many at least one pod holds"),
+    _column("Memory", ".status.memory", description="held by models / in all, of the fullest device"),
+    _QUEUE,
+    _REJECTED,
+    _REASON,
+    _AGE,
+)
 
 
-def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A pydantic JSON schema as the API server wants it.
+@dataclass(frozen=True, eq=False)
+class CustomKind:
+    """One custom resource: its types, columns and what `kubectl explain` says of it."""
 
-    References are inlined; `X | None` becomes an optional X; titles and markers of other dialects are dropped.
-    """
-    if "$ref" in schema:
-        target = definitions[schema["$ref"].rsplit("/", 1)[1]]
-        return structural({**target, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
-    if "allOf" in schema and len(schema["allOf"]) == 1:
-        return structural({**schema["allOf"][0], **{k: v for k, v in schema.items() if k != "allOf"}}, definitions)
-    if "anyOf" in schema and "x-kubernetes-int-or-string" not in schema:
-        choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
-        if len(choices) != 1:
-            raise ValueError(f"a structural schema has no place for the union {schema['anyOf']}")
-        rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-        return structural({**choices[0], **rest}, definitions)
-    result = {key: value for key, value in schema.items() if key in _KEPT or key.startswith("x-kubernetes-")}
-    if result.get("default", ...) is None:
-        del result["default"]
-    if "properties" in schema:
-        result["properties"] = {name: structural(value, definitions) for name, value in schema["properties"].items()}
-    if "items" in schema:
-        result["items"] = structural(schema["items"], definitions)
-    if "description" in result:
-        result["description"] = " ".join(result["description"].split())
-    return result
+    name: str
+    plural: str
+    spec: type[Contract]
+    status: type[Contract]
+    columns: tuple[dict[str, Any], ...]
+    description: str
 
 
-def without_defaults(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with no default anywhere: in a status the API server must not invent what nobody observed."""
-    bare = {key: value for key, value in schema.items() if key != "default"}
-    if "properties" in bare:
-        bare["properties"] = {name: without_defaults(value) for name, value in bare["properties"].items()}
-    if "items" in bare:
-        bare["items"] = without_defaults(bare["items"])
-    return bare
+KINDS = (
+    CustomKind(
+        "Model",
+        "models",
+        ModelSpec,
+        ModelStatus,
+        MODEL_COLUMNS,
+        "Model is a named set of weights that Tandem serves over OpenAI- and Ollama-compatible HTTP.",
+    ),
+    CustomKind(
+        "ModelPool",
+        "modelpools",
+        ModelPoolSpec,
+        ModelPoolStatus,
+        POOL_COLUMNS,
+        "ModelPool is a set of identical pods that serve every Model whose spec.pool is its name.",
+    ),
+)
 
 
-def model_crd() -> dict[str, Any]:
-    """The CustomResourceDefinition of Model as one object."""
-    spec_json = ModelSpec.model_json_schema(by_alias=True)
-    status_json = ModelStatus.model_json_schema(by_alias=True, mode="validation")
-    spec = structural(spec_json, spec_json.get("$defs", {}))
-    spec["x-kubernetes-validations"] = SOURCE_FORM_RULES
+def _name_rules(kind: str) -> list[dict[str, str]]:
+    return [
+        rule(
+            f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
+            f"a {kind}'s name has at most {MAX_NAME_LENGTH} characters, so that the names of its objects fit",
+        ),
+        rule(
+            f"self.metadata.name.matches('{NAME_PATTERN}')",
+            f"a {kind}'s name has lower-case letters, digits and '-' only, with a letter or digit at both ends",
+        ),
+    ]
+
+
+def crd_of(kind: CustomKind) -> dict[str, Any]:
+    """The CustomResourceDefinition of a kind."""
     schema = {
         "type": "object",
-        "description": "Model is a named set of weights that Tandem serves over OpenAI- and Ollama-compatible HTTP.",
+        "description": kind.description,
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": spec,
-            "status": without_defaults(structural(status_json, status_json.get("$defs", {}))),
+            "spec": schema_of(kind.spec),
+            "status": without_defaults(schema_of(kind.status)),
         },
-        "x-kubernetes-validations": NAME_RULES,
+        "x-kubernetes-validations": _name_rules(kind.name),
+    }
+    scale = {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    }
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}, "scale": scale},
+        "additionalPrinterColumns": list(kind.columns),
+    }
+    names = {
+        "kind": kind.name,
+        "listKind": f"{kind.name}List",
+        "plural": kind.plural,
+        "singular": kind.name.lower(),
+        "categories": ["tandem"],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"models.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": "Model",
-                "listKind": "ModelList",
-                "plural": "models",
-                "singular": "model",
-                "categories": ["tandem"],
-            },
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "schema": {"openAPIV3Schema": schema},
-                    "subresources": {
-                        "status": {},
-                        "scale": {
-                            "specReplicasPath": ".spec.replicas",
-                            "statusReplicasPath": ".status.replicas",
-                            "labelSelectorPath": ".status.selector",
-                        },
-                    },
-                    "additionalPrinterColumns": MODEL_COLUMNS,
-                }
-            ],
-        },
+        "metadata": {"name": f"{kind.plural}.{GROUP}"},
+        "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
     }
 
 
-def crd_yaml() -> str:
+class _Plain(yaml.SafeDumper):
+    """No anchors: a part that occurs twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def crd_yaml(kind: CustomKind) -> str:
     """The CustomResourceDefinition as YAML; equal types give equal text."""
-    return yaml.safe_dump(model_crd(), sort_keys=False, width=120)
-
-
-def main() -> None:
-    """Writes the CRD to the file that is named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.parse_args().file.write_text(crd_yaml())
-
-
-if __name__ == "__main__":
-    main()
+    return yaml.dump(crd_of(kind), Dumper=_Plain, sort_keys=False, width=120)

@@ -1,147 +1,55 @@
-"""The `Model` custom resource: what a person writes (`ModelSpec`) and what the system answers (`ModelStatus`).
+"""The `Model` custom resource: what a person writes to have a model served.
 
 First on the path of a reconcile. The CRD's schema, its validation and the reference page are made from these types
-(`crd`); field descriptions are what `kubectl explain` prints. Static defaults stand here and nowhere else.
+(`crd`). Static defaults stand here and nowhere else.
 """
 
-from enum import StrEnum
-from typing import Annotated, Literal
+from pydantic import Field
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from tandem_api.base import Spec, rule, rules
+from tandem_api.fields import (
+    AdapterSpec,
+    Alias,
+    ContextSpec,
+    CopiesSpec,
+    Device,
+    DType,
+    Duration,
+    EngineArgument,
+    EngineName,
+    KVCacheSpec,
+    Name,
+    Quantity,
+    Quantization,
+    QueueSpec,
+    Residency,
+    Revision,
+    SamplingDefaults,
+    ScalingSpec,
+    Scheduling,
+    SecretReference,
+    Slots,
+    Source,
+    Task,
+    TopologySpec,
+)
 
-from tandem_api.base import Contract, Spec
 
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+class ModelSettings(Spec):
+    """The part of a Model that serving pods read: the catalog holds it as it stands."""
 
-Decimal = Annotated[str, StringConstraints(pattern=r"^\d{1,3}(\.\d{1,6})?$", max_length=10)]
-Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=20)]
-Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./:-]*$", min_length=1, max_length=120)]
-
-
-def _number_or_auto(minimum: int, maximum: int) -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "pattern": "^Auto$",
-            "minimum": minimum,
-            "maximum": maximum,
-        }
+    source: Source = Field(
+        description="source of the weights: hf://org/name, pvc://claim/folder of a claim in the Model's namespace, "
+        "file:///folder below one of the pool's fileRoots, s3://bucket/folder, gs://bucket/folder, or "
+        "oci://registry/repository:tag.",
     )
-
-
-ContextLength = Annotated[Annotated[int, Field(ge=4, le=16_777_216)] | Literal["Auto"], _number_or_auto(4, 16_777_216)]
-Slots = Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["Auto"], _number_or_auto(1, 1024)]
-
-
-class Task(StrEnum):
-    """What the model is for."""
-
-    AUTO = "Auto"
-    GENERATE = "Generate"
-    EMBED = "Embed"
-
-
-class Scheduling(StrEnum):
-    """How steps follow each other on the device."""
-
-    OVERLAPPED = "Overlapped"
-    PLAIN = "Plain"
-
-
-class Device(StrEnum):
-    """What the pods compute on."""
-
-    GPU = "GPU"
-    CPU = "CPU"
-
-
-class DType(StrEnum):
-    """Number format of weights and computation."""
-
-    AUTO = "Auto"
-    FLOAT32 = "Float32"
-    BFLOAT16 = "BFloat16"
-    FLOAT16 = "Float16"
-
-
-class WhenShort(StrEnum):
-    """What happens when the context that was asked for does not fit."""
-
-    SHRINK = "Shrink"
-    FAIL = "Fail"
-
-
-class ContextSpec(Spec):
-    """How many tokens one running request may hold, prompt and answer together."""
-
-    length: ContextLength = Field(
-        "Auto", description="length is the context of one slot in tokens; Auto takes the model's own limit."
-    )
-    min_length: int = Field(
-        256, ge=4, le=16_777_216, description="minLength is the smallest context that Shrink may give, in tokens."
-    )
-    when_short: WhenShort = Field(
-        WhenShort.SHRINK,
-        description="whenShort says what to do when length does not fit. Shrink: serve with the largest context that "
-        "does, told in status, an Event and each response. Fail: refuse to load, with the numbers.",
-    )
-
-
-class QueueSpec(Spec):
-    """The bounded first-in, first-out queue in front of the slots."""
-
-    max: int = Field(
-        512,
-        ge=0,
-        le=65_536,
-        description="max is how many requests may wait for a slot; further ones are refused at once.",
-    )
-    timeout_seconds: int = Field(
-        300,
-        ge=1,
-        le=86_400,
-        description="timeoutSeconds is how long a request may wait for a slot before it is refused.",
-    )
-
-
-class SamplingDefaults(Spec):
-    """What a request gets that does not say it itself; numbers with a fraction are decimal strings."""
-
-    temperature: Decimal | None = Field(None, description="temperature of sampling; 0 is greedy.")
-    top_p: Decimal | None = Field(
-        None, description="topP keeps the most likely tokens that together reach this probability."
-    )
-    top_k: int | None = Field(
-        None, ge=0, le=1_000_000, description="topK keeps this many most likely tokens; 0 keeps all."
-    )
-    max_tokens: int | None = Field(None, ge=1, le=16_777_216, description="maxTokens is the longest answer in tokens.")
-
-
-class ResourcesSpec(Spec):
-    """What each pod of the Model asks of its node."""
-
-    gpus: int = Field(1, ge=1, le=16, description="gpus is the number of GPUs of each pod; ignored with device CPU.")
-    cpu: Quantity | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
-    memory: Quantity | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
-
-
-class ModelSpec(Spec):
-    """What a person wants served, and how."""
-
-    source: str = Field(
-        min_length=1,
-        max_length=512,
-        description="source of the weights: hf://org/name, or pvc://claim/folder of a claim in the Model's namespace.",
-    )
-    revision: str | None = Field(
-        None,
-        min_length=1,
-        max_length=128,
-        pattern=r"^[\w./-]+$",
-        description="revision is the branch, tag or commit of an hf:// source.",
-    )
+    revision: Revision | None = Field(None, description="revision is the branch, tag or commit of an hf:// source.")
     task: Task = Field(Task.AUTO, description="task is what the model does; Auto reads it from the checkpoint.")
+    engine: EngineName = Field(
+        EngineName.AUTO,
+        description="engine that computes. Native: Tandem's own. VLLM: vLLM, for what Native does not know. Auto: the "
+        "pod decides by the checkpoint, and says why in status.artifact.",
+    )
     aliases: list[Alias] = Field(
         default_factory=list,
         max_length=16,
@@ -154,8 +62,24 @@ class ModelSpec(Spec):
     slots: Slots = Field(
         "Auto", description="slots is how many requests run at once, each with its whole context; Auto means 4."
     )
+    kv_cache: KVCacheSpec = Field(
+        default=KVCacheSpec(), json_schema_extra={"default": {}}, description="kvCache of the slots."
+    )
     queue: QueueSpec = Field(
         default=QueueSpec(), json_schema_extra={"default": {}}, description="queue in front of the slots."
+    )
+    keep_alive: Duration | None = Field(
+        None,
+        description="keepAlive is how long the model stays loaded without a request: seconds or a duration such as 5m; "
+        "0 unloads at once, -1 never. Absent: the pool's, which is -1 for a Model with a pool of its own.",
+    )
+    keep_alive_max: Duration | None = Field(
+        None, description="keepAliveMax is the longest that a request may ask for; absent: keepAlive."
+    )
+    residency: Residency = Field(
+        Residency.EVICTABLE,
+        description="residency Evictable lets an idle model go when another needs its room. Pinned: it is loaded at "
+        "the start and stays.",
     )
     scheduling: Scheduling = Field(
         Scheduling.OVERLAPPED,
@@ -166,75 +90,125 @@ class ModelSpec(Spec):
         DType.AUTO,
         description="dtype of weights and computation; Auto takes the checkpoint's, or what the device does best.",
     )
+    quantization: Quantization = Field(
+        Quantization.NONE, description="quantization packs the weights at load; None leaves them as they are."
+    )
+    adapters: list[AdapterSpec] = Field(
+        default_factory=list,
+        max_length=64,
+        description="adapters that requests may choose.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    engine_args: list[EngineArgument] = Field(
+        default_factory=list,
+        max_length=64,
+        description="engineArgs are settings of the vLLM engine.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     defaults: SamplingDefaults = Field(
         default=SamplingDefaults(),
         json_schema_extra={"default": {}},
         description="defaults of sampling for requests that say nothing.",
     )
-    device: Device = Field(Device.GPU, description="device that the pods compute on. CPU is never chosen silently.")
-    resources: ResourcesSpec = Field(
-        default=ResourcesSpec(), json_schema_extra={"default": {}}, description="resources of each pod."
+
+
+class ResourcesSpec(Spec):
+    """What each pod of a Model asks of its node."""
+
+    gpus: int = Field(1, ge=1, le=16, description="gpus is the number of GPUs of each pod; ignored with device CPU.")
+    cpu: Quantity | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
+    memory: Quantity | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
+
+
+_NO_DOTS = "!self.source.matches('/[.][.]?(/|$)')"
+SOURCE_RULES = (
+    rule(
+        "self.source.matches('^(hf|s3|gs|oci|pvc|file)://.+')",
+        "source must begin with hf://, pvc://, file://, s3://, gs:// or oci://",
+        "source",
+    ),
+    rule(
+        r"!self.source.startsWith('hf://') || self.source.matches('^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$')",
+        "an hf:// source is hf://organisation/name",
+        "source",
+    ),
+    rule(
+        "!self.source.startsWith('pvc://') || "
+        f"(self.source.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9_.-]+)*$') && {_NO_DOTS})",
+        "a pvc:// source is pvc://claim or pvc://claim/folder, without . or .. in its path",
+        "source",
+    ),
+    rule(
+        f"!self.source.startsWith('file://') || (self.source.matches('^file://(/[A-Za-z0-9_.-]+)+$') && {_NO_DOTS})",
+        "a file:// source is file:///folder, an absolute path without . or ..",
+        "source",
+    ),
+    rule(
+        "!self.source.matches('^(s3|gs)://') || "
+        f"(self.source.matches('^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9_.=-]+)*$') && {_NO_DOTS})",
+        "an s3:// or gs:// source is scheme://bucket/folder, without . or .. in its path",
+        "source",
+    ),
+    rule(
+        "!self.source.startsWith('oci://') || self.source.matches("
+        "'^oci://[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9_.-]+|@sha256:[0-9a-f]{64})$')",
+        "an oci:// source is oci://registry/repository:tag or oci://registry/repository@sha256:digest",
+        "source",
+    ),
+    rule("!has(self.revision) || self.source.startsWith('hf://')", "revision is for hf:// sources only", "revision"),
+    rule(
+        "!self.source.startsWith('file://') || has(self.pool)",
+        "a file:// source needs a pool, whose fileRoots say which folders may be read",
+        "source",
+    ),
+)
+POOL_RULES = tuple(
+    rule(
+        f"!has(self.pool) || !has(self.{field})",
+        f"{field} belongs to the pods, which spec.pool has: leave it out, or set it in the ModelPool",
+        field,
     )
+    for field in ("device", "resources", "scaling", "topology", "replicas")
+)
+_SECONDS = "(type(self.{0}) == int ? self.{0} : duration(self.{0}).getSeconds())"
+SPEC_RULES = (
+    rule(
+        "!has(self.copies) || has(self.pool)", "copies are for a Model with a pool; without one, set replicas", "copies"
+    ),
+    rule(
+        "!has(self.scaling) || self.scaling.mode != 'Auto' || !has(self.replicas)",
+        "with scaling.mode Auto Tandem decides on replicas: leave replicas out",
+        "replicas",
+    ),
+    rule(
+        "!has(self.keepAlive) || !has(self.keepAliveMax) || self.keepAliveMax == -1 || (self.keepAlive != -1 && "
+        f"{_SECONDS.format('keepAliveMax')} >= {_SECONDS.format('keepAlive')})",
+        "keepAliveMax must not be shorter than keepAlive",
+        "keepAliveMax",
+    ),
+)
+
+
+class ModelSpec(ModelSettings):
+    """What a person wants served, and how."""
+
+    model_config = rules(*SOURCE_RULES, *POOL_RULES, *SPEC_RULES)
+
+    secret_ref: SecretReference | None = Field(
+        None, description="secretRef names the credentials for the source, such as a token of the hub (key: token)."
+    )
+    pool: Name | None = Field(
+        None,
+        description="pool is the ModelPool of the same namespace whose pods serve the Model, with others. Absent: it "
+        "has pods of its own.",
+    )
+    copies: CopiesSpec | None = Field(None, description="copies is in how many pods of its pool the Model is loaded.")
+    device: Device | None = Field(
+        None, description="device that the pods compute on; absent means GPU. CPU is never chosen silently."
+    )
+    resources: ResourcesSpec | None = Field(None, description="resources of each pod; absent means one GPU.")
+    scaling: ScalingSpec | None = Field(None, description="scaling of the pods; absent means External.")
+    topology: TopologySpec | None = Field(None, description="topology of one copy; absent means one node.")
     replicas: int | None = Field(
         None, ge=0, le=1000, description="replicas is the number of serving pods; absent means 1."
     )
-
-
-class ConditionStatus(StrEnum):
-    """Value of a condition."""
-
-    TRUE = "True"
-    FALSE = "False"
-    UNKNOWN = "Unknown"
-
-
-class Condition(Contract):
-    """One entry of `status.conditions`, as the Kubernetes API conventions have it."""
-
-    type: str = Field(max_length=316)
-    status: ConditionStatus
-    reason: str = Field(max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    message: str = Field(max_length=32_768)
-    last_transition_time: str = Field("", json_schema_extra={"format": "date-time"})
-    observed_generation: int | None = Field(None, ge=0)
-
-
-class Artifact(Contract):
-    """What a pod found in the weights; told by pods only, and kept when all pods are gone."""
-
-    architecture: str = Field("", description="architecture as the checkpoint names it.")
-    parameters: int = Field(0, description="parameters is the number of weights.")
-    weight_bytes: int = Field(0, description="weightBytes is what the weights take on the device.")
-    context_limit: int = Field(
-        0, description="contextLimit is the longest context that the model was made for, in tokens."
-    )
-    config_digest: str = Field("", description="configDigest identifies the checkpoint's configuration.")
-    dtype: str = Field("", description="dtype the weights are held in.")
-    engine: str = Field("", description="engine that runs the model.")
-    engine_reason: str = Field("", description="engineReason says why that engine was chosen.")
-    task: str = Field("", description="task that the checkpoint is for.")
-
-
-class ModelStatus(Contract):
-    """What the operator last saw. Gauges are written at most once in 10 seconds, conditions at once."""
-
-    observed_generation: int | None = Field(
-        None, description="observedGeneration is the generation that the rest of the status speaks of."
-    )
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        max_length=16,
-        description="conditions in sentences; Ready is the summary.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-    )
-    replicas: int | None = Field(None, description="replicas that exist.")
-    ready_replicas: int | None = Field(None, description="readyReplicas that take requests.")
-    selector: str | None = Field(None, description="selector of the pods, for the scale subresource.")
-    size: str | None = Field(None, description="size that one copy takes on its device, weights and context together.")
-    processor: str | None = Field(None, description="processor that computes, such as 100% GPU.")
-    context: int | None = Field(None, description="context that each slot really has, in tokens.")
-    slots: str | None = Field(None, description="slots in use and in all, over all pods.")
-    until: str | None = Field(None, description="until says how long the model stays loaded.")
-    queued: int | None = Field(None, description="queued is how many requests wait for a slot.")
-    rejected: int | None = Field(None, description="rejected is how many requests were refused in the last 5 minutes.")
-    artifact: Artifact | None = Field(None, description="artifact is what a pod found in the weights.")

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from tandem_api.base import Contract
-from tandem_api.model import Artifact
+from tandem_api.status import Artifact
 
 
 class ModelState(StrEnum):
@@ -62,6 +62,7 @@ class ModelReport(Contract):
     step_rate: float = Field(0.0, description="steps a second over the last seconds")
     restarts: int = Field(0, description="how often the runner was started again after it died")
     last_error: str | None = None
+    error_reason: str = Field("", description="DoesNotFit where last_error speaks of memory; empty otherwise")
     artifact: Artifact | None = None
 
 

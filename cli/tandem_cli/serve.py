@@ -48,7 +48,7 @@ def catalog_models(
 ) -> "list[CatalogModel]":
     """One entry a `--model`, named by `--name` in the same order where given. Raises typer.BadParameter."""
     from tandem_api.catalog import CatalogModel
-    from tandem_api.model import ContextSpec, Scheduling
+    from tandem_api.fields import ContextSpec, Scheduling
 
     if len(names) > len(models):
         raise typer.BadParameter(f"{len(names)} names were given for {len(models)} models", param_hint="--name")
@@ -116,7 +116,7 @@ def serve(
             "device": (device or _found_device()).upper(),
             "host": host,
             "http_port": port,
-            "file_root": Path("/"),
+            "file_roots": (Path("/"),),
             "cache": Path("~/.cache/tandem").expanduser(),
             "threads": threads,
             "log_format": log_format,

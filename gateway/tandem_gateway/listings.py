@@ -8,8 +8,8 @@ import re
 from datetime import datetime
 from typing import Any
 
-from tandem_api.model import Artifact
 from tandem_api.report import ModelReport, ModelState
+from tandem_api.status import Artifact
 from tandem_gateway.directory import Directory
 from tandem_gateway.objects import ModelView
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tandem_api.model import Artifact
 from tandem_api.names import POOL_UID_LABEL
+from tandem_api.status import Artifact
 
 DEFAULT_SLOTS = 4
 """Slots of a pod that has told nothing yet, for a Model that says Auto."""

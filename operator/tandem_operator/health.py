@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.election import Leadership
 from tandem_operator.metrics import MODELS, QUEUE_DEPTH, QUEUE_OLDEST, RELIST_AGE
 from tandem_operator.queue import WorkQueue
 from tandem_operator.relist import Relister
@@ -27,16 +28,23 @@ class Health:
         cache: Cache,
         relist_seconds: float,
         ended: Callable[[], str],
+        election: Leadership,
     ) -> None:
         self._relister = relister
         self._queue = queue
         self._cache = cache
         self._limit = 3 * relist_seconds + 60
         self._ended = ended
+        self._election = election
         self._runner: web.AppRunner | None = None
 
     def verdict(self) -> tuple[bool, str]:
         """Whether the operator does its work, and its figures in words."""
+        standby = self._election.standby()
+        if not self._election.healthy():
+            return False, "the election for the Lease hangs"
+        if standby:
+            return True, standby
         age, oldest = self._relister.age, self._queue.schedule.oldest()
         ended = self._ended()
         text = f"last relist {age:.0f} s ago, {self._queue.schedule.depth} Models queued, oldest waits {oldest:.0f} s"
@@ -69,6 +77,10 @@ class Health:
         return web.Response(text=text + "\n", status=200 if good else 503)
 
     async def _readyz(self, _: web.Request) -> web.Response:
+        # A standby is ready to take over: a rolling update may end the leader. One without rights to the Lease is not.
+        standby = self._election.standby()
+        if standby:
+            return web.Response(text=f"{standby}\n", status=200 if self._election.knows() else 503)
         listed = self._relister.listed.is_set()
         return web.Response(text="ready\n" if listed else "not listed yet\n", status=200 if listed else 503)
 

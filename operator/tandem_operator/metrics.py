@@ -14,3 +14,5 @@ QUEUE_DEPTH = Gauge("tandem_operator_queue_depth", "Models that wait to be recon
 QUEUE_OLDEST = Gauge("tandem_operator_queue_oldest_seconds", "How long the oldest due Model waits.")
 REPORT_POLLS = Counter("tandem_operator_report_polls", "Polls of pods' reports.", ["result"])
 MODELS = Gauge("tandem_operator_models", "Models that exist.")
+LEADER = Gauge("tandem_operator_leader", "1 while this process leads, 0 while it stands by.")
+LEASE_TRANSITIONS = Gauge("tandem_operator_lease_transitions", "How often the Lease has changed its holder.")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from tandem_api.catalog import Catalog
-from tandem_api.model import ModelSpec, ModelStatus
+from tandem_api.model import ModelSpec
 from tandem_api.report import ModelReport, Report
+from tandem_api.status import ModelStatus
 from tandem_operator.cache import Cache, Entry, ModelKey
 from tandem_operator.kinds import MODEL, Kind, Obj, uid_of
 

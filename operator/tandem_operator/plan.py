@@ -48,20 +48,7 @@ def catalog_of(key: ModelKey, uid: str, spec: ModelSpec) -> Catalog:
 
     The Model's generation is left out: it counts changes of fields that no pod reads, such as `replicas`.
     """
-    model = CatalogModel(
-        name=key.name,
-        uid=uid,
-        source=spec.source,
-        revision=spec.revision,
-        task=spec.task,
-        aliases=spec.aliases,
-        context=spec.context,
-        slots=spec.slots,
-        queue=spec.queue,
-        scheduling=spec.scheduling,
-        dtype=spec.dtype,
-        defaults=spec.defaults,
-    )
+    model = CatalogModel.of(key.name, uid, spec)
     return Catalog(
         namespace=key.namespace, pool=key.name, models=[model], preload={ALL_PODS: [key.name]}
     ).with_revision()

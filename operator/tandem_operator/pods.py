@@ -6,7 +6,8 @@ Its contract with the serving pod's process is the environment and the mounted f
 
 from typing import Any
 
-from tandem_api.model import Device, ModelSpec
+from tandem_api.fields import Device
+from tandem_api.model import ModelSpec, ResourcesSpec
 from tandem_api.names import (
     CACHE_FOLDER,
     CATALOG_FILE,
@@ -55,12 +56,13 @@ def _volumes(name: str, spec: ModelSpec, server: ServerConfig) -> tuple[list[Obj
 def _resources(spec: ModelSpec) -> Obj:
     requests: dict[str, str] = {}
     limits: dict[str, str] = {}
-    if spec.resources.cpu is not None:
-        requests["cpu"] = spec.resources.cpu
-    if spec.resources.memory is not None:
-        requests["memory"] = limits["memory"] = spec.resources.memory
-    if spec.device == Device.GPU:
-        limits[GPU_RESOURCE] = requests[GPU_RESOURCE] = str(spec.resources.gpus)
+    resources = spec.resources or ResourcesSpec()
+    if resources.cpu is not None:
+        requests["cpu"] = resources.cpu
+    if resources.memory is not None:
+        requests["memory"] = limits["memory"] = resources.memory
+    if spec.device in (None, Device.GPU):
+        limits[GPU_RESOURCE] = requests[GPU_RESOURCE] = str(resources.gpus)
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
@@ -68,7 +70,7 @@ def _environment(spec: ModelSpec, server: ServerConfig) -> list[Obj]:
     values = {
         "TANDEM_CATALOG": f"{CATALOG_FOLDER}/{CATALOG_FILE}",
         "TANDEM_POOL_KEY_FILE": f"{POOL_KEY_FOLDER}/{POOL_KEY_FILE}",
-        "TANDEM_DEVICE": spec.device.value,
+        "TANDEM_DEVICE": (spec.device or Device.GPU).value,
         "TANDEM_CACHE": CACHE_FOLDER,
         # Ten seconds less than the kubelet gives, so that what still runs is told of the end before it is killed.
         "TANDEM_DRAIN_SECONDS": str(max(10, server.termination_grace_period_seconds - 10)),

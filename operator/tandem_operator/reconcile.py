@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tandem_api.model import ConditionStatus, ModelStatus
 from tandem_api.names import API_VERSION, CATALOG_REVISION_ANNOTATION, STATUS_FIELD_MANAGER
+from tandem_api.status import ConditionStatus, ModelStatus
 from tandem_operator.act import Actor, Outcome, Writer
 from tandem_operator.api import ApiError
 from tandem_operator.cache import Cache, ModelKey

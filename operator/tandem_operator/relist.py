@@ -52,6 +52,7 @@ class Relister:
 
     async def run(self) -> None:
         """Relists now and then again and again, until cancelled."""
+        self._last = self._clock()  # a standby may have waited for days
         while True:
             try:
                 await self.relist()

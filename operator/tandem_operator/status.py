@@ -7,8 +7,8 @@ observations give equal statuses and nothing is written.
 from dataclasses import dataclass
 from typing import Any
 
-from tandem_api.model import Condition, ConditionStatus, ModelStatus
 from tandem_api.report import ModelReport, ModelState
+from tandem_api.status import Condition, ConditionStatus, ModelStatus
 from tandem_operator.act import Outcome
 from tandem_operator.diagnose import Diagnosis, diagnose, human_bytes, sentence
 from tandem_operator.kinds import DEPLOYMENT, Obj

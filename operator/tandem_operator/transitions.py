@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tandem_api.model import Condition, ConditionStatus, ModelStatus
+from tandem_api.status import Condition, ConditionStatus, ModelStatus
 from tandem_operator.act import Outcome
 from tandem_operator.compare import NO_LONGER_WANTED
 from tandem_operator.kinds import DEPLOYMENT

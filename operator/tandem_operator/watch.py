@@ -72,8 +72,11 @@ async def watch(
     settings: kopf.OperatorSettings,
     stop: asyncio.Event,
     on_stop: Callable[[], Awaitable[None]],
+    namespace: str = "",
 ) -> None:
-    """Watches until the process is told to end or `stop` is set; `on_stop` must end every task of ours.
+    """Watches all namespaces, or one, until the process is told to end or `stop` is set.
+
+    `on_stop` must end every task of ours.
 
     Raises what ended kopf, such as lasting refusal of a watch.
     """
@@ -89,4 +92,11 @@ async def watch(
 
     for kind in WATCHED:
         kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_handler(cache, kind))
-    await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True, stop_flag=stop)
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        clusterwide=not namespace,
+        namespaces=[namespace] if namespace else [],
+        standalone=True,
+        stop_flag=stop,
+    )

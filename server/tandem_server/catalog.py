@@ -25,7 +25,7 @@ class CatalogError(Exception):
 def read_catalog(path: Path) -> Catalog:
     """Reads the file. Raises CatalogError."""
     try:
-        return Catalog.model_validate_json(path.read_bytes())
+        return Catalog.read(path.read_bytes())
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:

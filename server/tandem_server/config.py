@@ -7,18 +7,25 @@ sentence that names it.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tandem_api import names
-from tandem_api.model import Device
+from tandem_api.fields import Device
 
 PREFIX = "TANDEM_"
 
 
 class SettingsError(Exception):
     """A setting that cannot be used, told in one sentence."""
+
+
+def _parted(value: object) -> object:
+    return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+
+FileRoots = Annotated[tuple[Path, ...], BeforeValidator(_parted)]
 
 
 class Settings(BaseModel):
@@ -41,7 +48,8 @@ class Settings(BaseModel):
     claims_folder: Path = Path(names.CLAIMS_FOLDER)
     cache: Path = Path(names.CACHE_FOLDER)
     run_folder: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()), description="for private sockets")
-    file_root: Path | None = Field(None, description="file:// sources must lie below; None: they are refused")
+    file_roots: FileRoots = Field((), description="file:// sources must lie below one of them; parted by colons")
+    credentials: Path = Field(Path(names.CREDENTIALS_FOLDER), description="files NAME.KEY of the models' credentials")
 
     linger_seconds: float = Field(2.0, ge=0, le=60, description="served on after SIGTERM, while routers notice")
     drain_seconds: float = Field(300.0, gt=0, le=86_400, description="from SIGTERM until running requests are cut off")

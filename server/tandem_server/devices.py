@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tandem_api.model import Device
+from tandem_api.fields import Device
 from tandem_api.report import DeviceReport
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from tandem_api import __version__
-from tandem_api.model import Artifact
 from tandem_api.report import DeviceReport, ModelReport, Report
+from tandem_api.status import Artifact
 from tandem_server.config import Settings
 from tandem_server.devices import Devices
 from tandem_server.line import Refusal
@@ -95,6 +95,7 @@ def model_report(host: ModelHost) -> ModelReport:
         step_rate=stats.step_rate if stats is not None and line.running else 0.0,
         restarts=host.restarts,
         last_error=host.last_error,
+        error_reason=host.error_reason,
         artifact=_artifact(host),
     )
 

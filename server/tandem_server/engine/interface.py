@@ -16,6 +16,15 @@ ProgressReporter = Callable[[str, int, int], None]
 class LoadError(Exception):
     """A checkpoint that cannot be served; the text names the file, tensor or limit and says what to do."""
 
+    reason = ""
+    """A word for programs, where there is one."""
+
+
+class DoesNotFit(LoadError):
+    """Memory is short; the text has the numbers."""
+
+    reason = "DoesNotFit"
+
 
 class Stopped(Exception):
     """The front end asked the runner to end."""

@@ -69,7 +69,7 @@ def main(spec: RunnerSpec) -> None:
         run(spec, link)
     except LoadError as error:
         log.error("cannot be loaded: %s", error)
-        link.send(Died(str(error)))
+        link.send(Died(str(error), error.reason))
         sys.exit(1)
     except Exception as error:
         log.exception("the engine failed")

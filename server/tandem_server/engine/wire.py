@@ -140,6 +140,8 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     """The runner's last words: why it ends."""
 
     cause: str
+    reason: str = ""
+    """A word for programs, such as DoesNotFit."""
 
 
 FromRunner = Progress | Loaded | Tokens | Embedded | Stats | Died

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from tandem_api.dialects import ApiError
-from tandem_api.model import SamplingDefaults
+from tandem_api.fields import SamplingDefaults
 from tandem_server.chat.checkpoint import Checkpoint
 from tandem_server.engine.wire import Sampling
 

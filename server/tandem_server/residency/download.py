@@ -70,12 +70,19 @@ def main(name: str, revision: str, cache: str) -> int:
         _tell(kind="done", path=download(name, revision or None, cache))
     except GatedRepoError:
         _tell(
-            kind="error", lasting=True, message="the hub wants a token of an account that accepted its terms (HF_TOKEN)"
+            kind="error",
+            lasting=True,
+            message="the hub wants a token of an account that accepted its terms "
+            "(secretRef with the key token; HF_TOKEN with tandem serve)",
         )
     except RevisionNotFoundError:
         _tell(kind="error", lasting=True, message=f"the hub has no revision '{revision}' of it")
     except RepositoryNotFoundError:
-        _tell(kind="error", lasting=True, message="the hub has no such model, or wants a token for it (HF_TOKEN)")
+        _tell(
+            kind="error",
+            lasting=True,
+            message="the hub has no such model, or wants a token for it (secretRef, HF_TOKEN)",
+        )
     except LocalEntryNotFoundError:
         where = os.environ.get("HF_ENDPOINT", "")
         _tell(kind="error", lasting=False, message=OFFLINE_ADVICE + (f" (HF_ENDPOINT is {where})" if where else ""))

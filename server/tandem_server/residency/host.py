@@ -14,12 +14,13 @@ from typing import Any
 
 from tandem_api.catalog import CatalogModel
 from tandem_api.dialects import ApiError
-from tandem_api.model import Scheduling, WhenShort
+from tandem_api.fields import Scheduling, WhenShort
 from tandem_api.report import ModelState, Progress
 from tandem_server.admission import Admission
 from tandem_server.chat.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from tandem_server.config import Settings
 from tandem_server.engine import wire
+from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
@@ -41,8 +42,8 @@ def not_here(name: str) -> ApiError:
 
 def needs_reload(old: CatalogModel, new: CatalogModel) -> bool:
     """Whether a running runner cannot take over the new settings."""
-    kept = ("generation", "aliases", "queue", "defaults")
-    return old.model_dump(exclude=set(kept)) != new.model_dump(exclude=set(kept))
+    kept = {"aliases", "queue", "defaults", "keep_alive", "keep_alive_max", "residency"}
+    return old.model_dump(exclude=kept) != new.model_dump(exclude=kept)
 
 
 def backoff(first: float, failures: int) -> float:
@@ -75,7 +76,7 @@ def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.R
         slots=entry.slots if isinstance(entry.slots, int) else None,
         context=length if isinstance(length, int) else None,
         min_context=entry.context.min_length,
-        may_shrink=entry.context.when_short is WhenShort.SHRINK,
+        may_shrink=entry.context.when_short is not WhenShort.FAIL,
         overlapped=entry.scheduling is Scheduling.OVERLAPPED,
         threads=settings.threads,
     )
@@ -102,6 +103,7 @@ class ModelHost:
         """Outlives the runner: what the checkpoint is does not change with it."""
         self.runner: Runner | None = None
         self.last_error: str | None = None
+        self.error_reason = ""
         self.restarts = 0
         self.loads = 0
         self.load_seconds = 0.0
@@ -164,7 +166,10 @@ class ModelHost:
             try:
                 await self._load()
             except (SourceError, CheckpointError, LoadFailed, OSError) as error:
+                self.error_reason = error.reason if isinstance(error, LoadFailed) else ""
                 lasting = isinstance(error, CheckpointError) or (isinstance(error, SourceError) and error.lasting)
+                # Memory may come back, but those who wait learn now that it is short.
+                lasting = lasting or self.error_reason == DoesNotFit.reason
                 await self._failed(str(error), tell_waiting=lasting)
                 continue
             began = time.monotonic()
@@ -172,6 +177,7 @@ class ModelHost:
             if cause is not None:
                 self._failures = 0 if time.monotonic() - began > HEALTHY_SECONDS else self._failures
                 self.restarts += 1
+                self.error_reason = ""
                 await self._failed(cause, tell_waiting=False)
 
     async def _load(self) -> None:
@@ -180,7 +186,7 @@ class ModelHost:
         self._enter(ModelState.LOADING)
         note = ProgressLog(entry.name, self._progressed)
         _log.info("Loading model %s from %s.", entry.name, entry.source)
-        folder = await resolve(entry.source, entry.revision, self._settings, note.told)
+        folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
         spec = runner_spec(entry, folder, self._settings)
         note.told(Progress(phase="starting"))
         self.runner = await start_runner(
@@ -196,7 +202,7 @@ class ModelHost:
             raise
         self.loads += 1
         self.load_seconds = time.monotonic() - began
-        self.last_error = None
+        self.last_error, self.error_reason = None, ""
         self._tell_loaded(self.loaded)
         self._enter(ModelState.LOADED)
         self.admission.resize(self.loaded.slots)

@@ -23,7 +23,11 @@ WATCH_SECONDS = 1.0
 
 
 class LoadFailed(Exception):
-    """A runner that ended, or told nothing, before its model was loaded."""
+    """A runner that ended, or told nothing, before its model was loaded; `reason` is its own word for it, if any."""
+
+    def __init__(self, cause: str, reason: str = "") -> None:
+        super().__init__(cause)
+        self.reason = reason
 
 
 class Runner:
@@ -49,7 +53,7 @@ class Runner:
         self._settings = settings
         self._on_progress = on_progress
         self._on_exit = on_exit
-        self._last_words: str | None = None
+        self._last_words: wire.Died | None = None
         self._busy_since: float | None = None
         self._end_task: asyncio.Task[None] | None = None
         self._watch_task = asyncio.create_task(self._watch())
@@ -67,7 +71,7 @@ class Runner:
             wait = self.client.heard_at + self._settings.load_stall_seconds - time.monotonic()
             done, _ = await asyncio.wait(waited, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
             if self.ended in done:
-                raise LoadFailed(self.ended.result())
+                raise LoadFailed(self.ended.result(), self._last_words.reason if self._last_words else "")
             if self._loaded in done:
                 return self._loaded.result()
             if time.monotonic() - self.client.heard_at >= self._settings.load_stall_seconds:
@@ -84,7 +88,7 @@ class Runner:
         elif isinstance(message, wire.Stats):
             self.stats = message
         elif isinstance(message, wire.Died):
-            self._last_words = message.cause
+            self._last_words = message
 
     async def stop(self, because: str) -> None:
         """Ends the process and everything it started: SIGTERM to the group, after a bound SIGKILL. Returns reaped."""
@@ -108,7 +112,7 @@ class Runner:
         await self.client.settle()
         cause = self._process.reap()
         if self._last_words:
-            cause = f"ended: {self._last_words}"
+            cause = f"ended: {self._last_words.cause}"
         sentence = f"the runner of model {self.model} (process {self.pid}) {cause}"
         self.client.fail_all(sentence)
         self._watch_task.cancel()

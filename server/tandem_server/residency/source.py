@@ -33,27 +33,52 @@ class SourceError(Exception):
 OnProgress = Callable[[Progress], None]
 
 
-async def resolve(source: str, revision: str | None, settings: Settings, on_progress: OnProgress) -> Path:
-    """The folder of `source`, fetched if need be. Raises SourceError."""
+async def resolve(
+    source: str, revision: str | None, settings: Settings, on_progress: OnProgress, model: str = ""
+) -> Path:
+    """The folder of `source`, fetched if need be with the credentials of `model`. Raises SourceError."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         raise SourceError(f"source '{source}' has no scheme; write hf://org/name, pvc://claim/folder or file:///folder")
     if scheme == "hf":
         if not _HUB_NAME.match(rest):
             raise SourceError(f"source '{source}' is not of the form hf://organisation/name")
-        return await _download(rest, revision, settings, on_progress)
+        token = read_token(settings.credentials, model)
+        return await _download(rest, revision, settings, on_progress, token)
     if scheme == "pvc":
         claim, _, below = rest.partition("/")
         if not _CLAIM_NAME.match(claim):
             raise SourceError(f"source '{source}' names no claim; write pvc://claim/folder")
         return _inside(settings.claims_folder / claim, below, source, f"the claim '{claim}' is not mounted in this pod")
     if scheme == "file":
-        if settings.file_root is None:
-            raise SourceError(f"source '{source}': this pool lists no folder from which file:// may be read")
-        if not rest.startswith("/"):
-            raise SourceError(f"source '{source}': write file:///absolute/folder")
-        return _inside(settings.file_root, rest.removeprefix(str(settings.file_root)).lstrip("/"), source, "")
+        return _file(rest, source, settings.file_roots)
     raise SourceError(f"source '{source}': the scheme {scheme}:// is not supported; use hf://, pvc:// or file://")
+
+
+def _file(path: str, source: str, roots: tuple[Path, ...]) -> Path:
+    """The folder of a file:// source, which must lie below a root as written and as resolved."""
+    if not roots:
+        raise SourceError(f"source '{source}': this pool lists no folder from which file:// may be read")
+    if not path.startswith("/"):
+        raise SourceError(f"source '{source}': write file:///absolute/folder")
+    for root in roots:
+        if Path(path).is_relative_to(root):
+            return _inside(root, str(Path(path).relative_to(root)), source, "")
+    listed = ", ".join(map(str, roots))
+    raise SourceError(f"source '{source}' does not lie below a folder that this pool lists: {listed}")
+
+
+def read_token(folder: Path, model: str) -> str | None:
+    """The hub's token among the model's credentials (key `token` or `HF_TOKEN` of its Secret), or None."""
+    for key in ("token", "HF_TOKEN"):
+        file = folder / f"{model}.{key}"
+        try:
+            return file.read_text().strip()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SourceError(f"the credentials {file} cannot be read: {error.strerror}", lasting=False) from error
+    return None
 
 
 def _inside(root: Path, below: str, source: str, when_missing: str) -> Path:
@@ -70,7 +95,9 @@ def _inside(root: Path, below: str, source: str, when_missing: str) -> Path:
     return folder
 
 
-async def _download(name: str, revision: str | None, settings: Settings, on_progress: OnProgress) -> Path:
+async def _download(
+    name: str, revision: str | None, settings: Settings, on_progress: OnProgress, token: str | None
+) -> Path:
     on_progress(Progress(phase="asking the hub"))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -81,7 +108,7 @@ async def _download(name: str, revision: str | None, settings: Settings, on_prog
         str(settings.cache / "hub"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **({"HF_TOKEN": token} if token else {})},
     )
     assert process.stdout is not None
     last: deque[dict[str, object]] = deque(maxlen=1)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tandem_api.crd import crd_yaml
+from tandem_api.crd import KINDS, crd_yaml
 from tandem_devcluster.cluster import Cluster
 
 Obj = dict[str, Any]
@@ -70,9 +70,10 @@ class Kube:
         return items
 
     def install_crd(self) -> None:
-        """The CRD of Model, served."""
-        self.kubectl("apply", "-f", "-", text=crd_yaml())
-        self.kubectl("wait", "--for=condition=Established", "crd/models.tandem.dev", "--timeout=30s")
+        """The CRDs of Model and ModelPool, served."""
+        self.kubectl("apply", "-f", "-", text="---\n".join(crd_yaml(kind) for kind in KINDS))
+        names = [f"crd/{kind.plural}.tandem.dev" for kind in KINDS]
+        self.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
 
 
 async def eventually(what: str, probe: Callable[[], Any], seconds: float = 60.0) -> Any:

@@ -4,8 +4,8 @@ import copy
 import itertools
 from typing import Any
 
-from tandem_api.model import Artifact
 from tandem_api.report import ModelReport, ModelState, Progress, Report
+from tandem_api.status import Artifact
 from tandem_operator.api import ApiError
 from tandem_operator.cache import Cache, ModelKey
 from tandem_operator.config import ServerConfig

@@ -1,5 +1,6 @@
 """The contracts that all pieces share: what one writes the other reads, and equal things give equal bytes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,56 +9,67 @@ import yaml
 from pydantic import ValidationError
 
 from tandem_api.catalog import Catalog, CatalogModel
-from tandem_api.crd import crd_yaml, model_crd, structural
+from tandem_api.crd import KINDS, CustomKind, crd_of, crd_yaml
 from tandem_api.keys import bearer_matches, pool_key
 from tandem_api.model import ModelSpec
 from tandem_api.names import owned_name
 from tandem_api.report import ModelReport, ModelState, Report
+from tandem_api.schema import structural
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_chart_and_the_plain_manifests_hold_the_crd_of_the_types() -> None:
-    template = (ROOT / "charts/tandem/templates/crd-models.yaml").read_text().splitlines()
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+@each_kind
+def test_the_chart_and_the_plain_manifests_hold_the_crd_of_the_types(kind: CustomKind) -> None:
+    template = (ROOT / f"charts/tandem/templates/crd-{kind.plural}.yaml").read_text().splitlines()
     kept = [line for line in template if not line.startswith("{{-")]
     chart = yaml.safe_load("\n".join(kept))
     assert chart["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    assert chart == yaml.safe_load(crd_yaml()) == model_crd(), "run make generate"
+    assert chart == yaml.safe_load(crd_yaml(kind)) == crd_of(kind), "run make generate"
     plain = [one for one in yaml.safe_load_all((ROOT / "manifests/tandem.yaml").read_text()) if one]
-    (found,) = [one for one in plain if one["kind"] == "CustomResourceDefinition"]
+    found = [one for one in plain if one["kind"] == "CustomResourceDefinition"]
+    (found,) = [one for one in found if one["spec"]["names"]["kind"] == kind.name]
     del found["metadata"]["annotations"]
-    assert found == model_crd(), "run make generate"
+    assert found == crd_of(kind), "run make generate"
 
 
 def walk(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
     found = [(path, schema)]
     for name, value in schema.get("properties", {}).items():
         found += walk(value, f"{path}.{name}")
-    if "items" in schema:
-        found += walk(schema["items"], f"{path}[]")
+    for inner in ("items", "additionalProperties"):
+        if inner in schema:
+            found += walk(schema[inner], f"{path}[]")
     return found
 
 
-def schema_of(part: str) -> dict[str, Any]:
-    schema: dict[str, Any] = model_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][part]
+def schema_of(kind: CustomKind, part: str) -> dict[str, Any]:
+    schema: dict[str, Any] = crd_of(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][part]
     return schema
 
 
-def test_every_field_of_the_spec_is_bounded_and_described() -> None:
-    for path, schema in walk(schema_of("spec")):
+@each_kind
+def test_every_field_of_the_spec_is_bounded_and_described(kind: CustomKind) -> None:
+    for path, schema in walk(schema_of(kind, "spec")):
         if path and not path.endswith("[]"):
             assert schema.get("description"), path
         if schema.get("type") == "string" and "enum" not in schema:
             assert "maxLength" in schema, path
         if schema.get("type") == "array":
             assert "maxItems" in schema, path
-        if schema.get("type") == "integer":
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, path
+        if schema.get("type") == "integer" or schema.get("x-kubernetes-int-or-string"):
             assert {"minimum", "maximum"} <= set(schema), path
         assert schema.get("type") != "number", f"{path}: no floats in a spec"
 
 
-def test_the_status_has_no_defaults_and_no_field_of_it_is_required() -> None:
-    schema = schema_of("status")
+@each_kind
+def test_the_status_has_no_defaults_and_no_field_of_it_is_required(kind: CustomKind) -> None:
+    schema = schema_of(kind, "status")
     assert "required" not in schema
     assert all("default" not in part for _, part in walk(schema))
     conditions = schema["properties"]["conditions"]
@@ -85,6 +97,20 @@ def test_equal_catalogs_have_equal_bytes_and_different_ones_different_revisions(
     again = Catalog.model_validate_json(made(slots=2).to_json())
     assert again == made(slots=2)
     assert again.with_revision() == again
+
+
+def test_a_catalog_of_a_newer_operator_is_read_as_far_as_it_is_known() -> None:
+    made = Catalog(models=[CatalogModel(name="m", source="hf://a/b")])
+    raw = json.loads(made.to_json())
+    raw["models"][0]["context"]["future"] = raw["models"][0]["future"] = raw["future"] = 1
+    assert Catalog.read(json.dumps(raw)) == made
+
+
+def test_a_catalog_holds_what_pods_read_and_not_what_only_the_operator_reads() -> None:
+    spec = ModelSpec.model_validate({"source": "hf://a/b", "slots": 2, "replicas": 7, "keepAlive": "5m"})
+    entry = CatalogModel.of("m", "uid", spec).model_dump(by_alias=True)
+    assert (entry["slots"], entry["keepAlive"], entry["uid"]) == (2, "5m", "uid")
+    assert "replicas" not in entry
 
 
 @pytest.mark.parametrize(

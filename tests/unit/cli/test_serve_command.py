@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tandem_api.model import Scheduling
+from tandem_api.fields import Scheduling
 from tandem_cli.screen import first_screen
 from tandem_cli.serve import catalog_models, model_name, model_source
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tandem_api.model import Artifact, Condition, ModelStatus
+from tandem_api.status import Artifact, Condition, ModelStatus
 from tandem_operator.act import Outcome
 from tandem_operator.kinds import DEPLOYMENT, MODEL, POD, Obj
 from tandem_operator.observe import Observed, Seen

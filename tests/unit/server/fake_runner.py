@@ -28,6 +28,8 @@ class FakeSpec(msgspec.Struct):
     task: str = "Generate"
     size: int = 8
     die_at_load: str = ""
+    reason: str = ""
+    """The word for programs that goes with it."""
     fail_token: int = 3
     """A prompt with this token ends in an `error` row."""
     death_token: int = 4
@@ -80,7 +82,7 @@ def main(spec: wire.RunnerSpec) -> None:
     socket.connect(spec.address)
     socket.send(wire.encode(wire.Progress("reading weights", 1, 2)))
     if fake.die_at_load:
-        socket.send(wire.encode(wire.Died(fake.die_at_load)))
+        socket.send(wire.encode(wire.Died(fake.die_at_load, fake.reason)))
         socket.close(linger=1000)
         zmq.Context.instance().term()
         raise SystemExit(1)

@@ -93,7 +93,7 @@ def fake_settings(folder: Path, **fields: Any) -> Settings:
     """Settings for fake runners and short waits."""
     values: dict[str, Any] = {
         "device": "CPU", "host": "127.0.0.1", "http_port": 0, "internal_port": 0, "health_port": 0,
-        "file_root": Path("/"), "cache": folder / "cache", "runner_entry": "fake_runner:main",
+        "file_roots": (Path("/"),), "cache": folder / "cache", "runner_entry": "fake_runner:main",
         "runner_preload": (), "backoff_seconds": 0.05, "stop_seconds": 2.0, "linger_seconds": 0.1,
     }  # fmt: skip
     return Settings.model_validate({**values, **fields})

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 from server_site import fake_settings, until
 
 from tandem_api.catalog import Catalog
-from tandem_api.model import Device
+from tandem_api.fields import Device
 from tandem_server.app import client_app, health_app, internal_app
 from tandem_server.catalog import CatalogError, CatalogWatcher, read_catalog
 from tandem_server.config import Settings, SettingsError
@@ -20,7 +21,7 @@ from tandem_server.http.guard import KeyFile
 from tandem_server.logs import Summary, configure, size_text
 from tandem_server.pod import Pod
 from tandem_server.residency.progress import ProgressLog, progress_text
-from tandem_server.residency.source import SourceError, resolve
+from tandem_server.residency.source import SourceError, read_token, resolve
 
 pytestmark = pytest.mark.process
 
@@ -152,12 +153,48 @@ async def test_a_pod_without_a_catalog_is_not_ready(tmp_path):
     assert (response.status_code, response.text) == (503, "waiting for the catalog\n")
 
 
+async def test_file_sources_lie_below_a_listed_root(tmp_path):
+    for name in ("a", "ab", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    settings = fake_settings(tmp_path, file_roots=(tmp_path / "a", tmp_path / "none"))
+
+    async def path_of(path):
+        return await resolve(f"file://{path}", None, settings, lambda progress: None)
+
+    assert await path_of(tmp_path / "a" / "model") == tmp_path / "a" / "model"
+    for path, words in (
+        (tmp_path / "b" / "model", "does not lie below a folder that this pool lists"),
+        (tmp_path / "ab" / "model", "does not lie below"),
+        (tmp_path / "a" / ".." / "b" / "model", "leads out of"),
+        (tmp_path / "a" / "link", "leads out of"),
+        (tmp_path / "none" / "x", "there is no folder"),
+        ("relative/x", "write file:///absolute/folder"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            await path_of(path)
+
+
+def test_file_roots_come_from_the_environment_parted_by_colons():
+    assert Settings.from_environment({"TANDEM_FILE_ROOTS": "/a:/b/c"}).file_roots == (Path("/a"), Path("/b/c"))
+
+
+def test_the_token_of_a_model_is_its_own(tmp_path):
+    (tmp_path / "one.token").write_text("secret-1\n")
+    (tmp_path / "two.HF_TOKEN").write_text("secret-2")
+    (tmp_path / "three.token").mkdir()
+    assert [read_token(tmp_path, name) for name in ("one", "two", "other")] == ["secret-1", "secret-2", None]
+    assert read_token(tmp_path / "absent", "one") is None
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_token(tmp_path, "three")
+
+
 async def test_claims_are_looked_up_and_not_left(tmp_path):
     claims = tmp_path / "models"
     (claims / "claim" / "a" / "b").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
     (claims / "claim" / "link").symlink_to(tmp_path / "secret")
-    settings = fake_settings(tmp_path, claims_folder=claims, file_root=None)
+    settings = fake_settings(tmp_path, claims_folder=claims, file_roots=())
 
     async def path_of(source):
         return await resolve(source, None, settings, lambda progress: None)

@@ -112,6 +112,18 @@ async def test_a_load_that_fails_is_told_and_healed(serve, make_model):
     assert (await site.client.post("/api/chat", json=CHAT)).status_code == 200
 
 
+async def test_a_model_that_does_not_fit_says_so_with_the_first_failure(serve, make_model):
+    model = make_model(die_at_load="4 slots of 99 tokens need too much", reason="DoesNotFit")
+    site = await serve(model.entry(), load=False, backoff_seconds=0.05)
+    report = site.pod.report
+    site.host().want()
+    await until(lambda: report().models[0].state is ModelState.FAILED, "the first failure to be told")
+    assert report().models[0].error_reason == "DoesNotFit"
+    model.write()
+    await site.loaded()
+    assert report().models[0].error_reason == ""
+
+
 async def test_a_folder_that_is_not_there_is_told_at_once(serve, model):
     entry = model.entry(source=f"file://{model.folder}-gone")
     site = await serve(entry, load=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tandem_server.engine.interface import LoadError
+from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.native.decoder import capacity_for
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -100,7 +100,8 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
         available: memory left once the weights are loaded.
 
     Raises:
-        LoadError: not even the least context that will do fits; the text has the numbers.
+        LoadError: more was asked for than the model was made for, and less will not do.
+        DoesNotFit: not even the least context that will do fits; the text has the numbers.
     """
     reason = ""
     context = wish.asked or limit
@@ -122,16 +123,16 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
     least = min(wish.minimum, context)
     if not wish.may_shrink or fitting < least:
         least_text = f"; at least {least} tokens are asked for" if wish.may_shrink else ""
-        raise LoadError(
+        raise DoesNotFit(
             f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
         )
     return fitting, numbers
 
 
 def check_weights_fit(needed: int, available: int) -> None:
-    """Raises LoadError with both numbers when the weights alone are too large."""
+    """Raises DoesNotFit with both numbers when the weights alone are too large."""
     if needed > available:
-        raise LoadError(
+        raise DoesNotFit(
             f"the weights need {_mib(needed)}, {_mib(available)} is free; give the pod more memory or use a smaller "
             "model"
         )
