@@ -9,14 +9,13 @@ own, so that some run side by side; real controllers and kwok's nodes play along
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tandem_devcluster.cluster import Cluster
 from tandem_testing.cluster_state import made, snapshot
 from tandem_testing.kube import Kube, eventually
 from tandem_testing.operator_bench import Bench, running
@@ -75,17 +74,9 @@ def _is_status(write: Write) -> bool:
     return write.path.endswith("/status")
 
 
-@pytest.fixture(scope="module")
-def kube(kwok_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    found = Kube(kwok_cluster, tmp_path_factory.mktemp("kube"))
-    found.install_crd()
-    yield found
-    found.close()
-
-
 @pytest.fixture
-async def reports(kube: Kube) -> AsyncIterator[ReportServer]:
-    server = ReportServer(kube, MASTER)
+async def reports(fake_nodes: Kube) -> AsyncIterator[ReportServer]:
+    server = ReportServer(fake_nodes, MASTER)
     await server.start()
     yield server
     await server.stop()
@@ -168,14 +159,15 @@ UPDATE = Story("update", change, before=make)
 
 
 @pytest.mark.parametrize("story", [CREATE, UPDATE], ids=lambda story: story.name)
-async def test_killed_after_any_write(story: Story, kube: Kube, reports: ReportServer, tmp_path: Path) -> None:
-    compare(*await told_with_every_kill(story, kube, reports.port, tmp_path))
+async def test_killed_after_any_write(story: Story, fake_nodes: Kube, reports: ReportServer, tmp_path: Path) -> None:
+    compare(*await told_with_every_kill(story, fake_nodes, reports.port, tmp_path))
 
 
 async def test_killed_while_its_model_is_deleted_and_made_again(
-    kube: Kube, reports: ReportServer, tmp_path: Path
+    fake_nodes: Kube, reports: ReportServer, tmp_path: Path
 ) -> None:
-    """Deletion needs no write: what is owned goes by owner references. A namesake made at once gets all that is its own."""
+    """Deletion needs no write: what is owned goes by owner references. A namesake made at once gets all of its own."""
+    kube = fake_nodes
     async with running(kube, "deleted", tmp_path / "deleted", compare=True, report_port=reports.port) as bench:
         make(bench)
         await bench.settled("the Model", QUIET)

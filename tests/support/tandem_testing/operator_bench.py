@@ -1,11 +1,11 @@
 """An operator of its own for one namespace of a shared cluster, and what a test does with it and asks of it.
 
-The operator runs behind a `Proxy` that shows it this namespace alone, so that a restart, a kill or a count in one test
-is no concern of another.
+It cares for this namespace alone, behind a `Proxy` of its own, so that a restart, a kill or a count in one test is no
+concern of another.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ API = "/apis/tandem.dev/v1alpha1"
 
 @dataclass
 class Bench:
-    """One namespace, and the operator that takes it for the whole cluster."""
+    """One namespace and its operator."""
 
     kube: Kube
     namespace: str
@@ -75,12 +75,19 @@ class Bench:
             await asyncio.sleep(0.1)
             return all(is_final(model) for model in self.kube.items(self.models))
 
+        await self.quiet(quiet, seconds, lambda: eventually(what, final, seconds))
+
+    async def quiet(
+        self, span: float, seconds: float = 60.0, first: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
+        """Waits until nothing was written for `span` seconds, each time after `first`; fails after `seconds`."""
         async with asyncio.timeout(seconds):
             before = -1
             while before != len(self.proxy.writes):
-                await eventually(what, final, seconds)
+                if first is not None:
+                    await first()
                 before = len(self.proxy.writes)
-                await asyncio.sleep(quiet)
+                await asyncio.sleep(span)
 
 
 def condition(model: Obj, kind: str) -> Obj:
@@ -120,13 +127,12 @@ async def running(kube: Kube, name: str, folder: Path, compare: bool = False, **
 
     `options` are those of `OperatorProcess`.
     """
-    folder.mkdir(exist_ok=True)
     with namespace(kube, name):
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
         await eventually("a ServiceAccount for pods", lambda: kube.find(account))
-        proxy = Proxy(kube, namespace=name, compare=compare)
+        proxy = Proxy(kube, compare=compare)
         await proxy.start()
-        operator = OperatorProcess(proxy, folder, **options)
+        operator = OperatorProcess(proxy, folder, namespace=name, **options)
         bench = Bench(kube, name, proxy, operator)
         await operator.start()
         try:

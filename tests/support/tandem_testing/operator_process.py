@@ -1,8 +1,4 @@
-"""A real operator process in front of a real API server, with a proxy between them that counts, cuts off and can kill.
-
-The proxy may show the operator one namespace alone, so that several operators work side by side on one cluster and each
-takes it for its own.
-"""
+"""A real operator process in front of a real API server, with a proxy between them that counts, cuts and kills."""
 
 import asyncio
 import contextlib
@@ -39,29 +35,15 @@ class Write:
     changed: bool = True
 
 
-_CLUSTER_SCOPED = {"namespaces", "nodes", "customresourcedefinitions"}
-
-
-def within(namespace: str, path: str) -> str:
-    """The path of a collection in all namespaces as that of one namespace; any other path as it is."""
-    parts = path.strip("/").split("/")
-    head = {"api": 2, "apis": 3}.get(parts[0], 0)
-    if not namespace or len(parts) != head + 1 or parts[-1] in _CLUSTER_SCOPED:
-        return path
-    return "/" + "/".join([*parts[:head], "namespaces", namespace, parts[-1]])
-
-
 @dataclass
 class Proxy:
     """Passes calls on to the API server: as the administrator, or with the caller's own token.
 
-    With `namespace` a list or watch of all namespaces is one of this namespace. With `compare` each PATCH is preceded
-    by a GET of the object, which tells whether the PATCH changed anything.
+    With `compare` each PATCH is preceded by a GET of the object, which tells whether the PATCH changed anything.
     """
 
     kube: Kube
     as_caller: bool = False
-    namespace: str = ""
     compare: bool = False
     writes: list[Write] = field(default_factory=list)
     lists: Counter[str] = field(default_factory=Counter)
@@ -96,8 +78,7 @@ class Proxy:
         kept = {key: value for key, value in request.headers.items() if key.lower() not in _DROPPED}
         if not self.as_caller:
             kept.pop("Authorization", None)
-        path = within(self.namespace, request.path) if request.method == "GET" else request.path
-        url = URL(f"{self.kube.server}{path}").with_query(request.query)
+        url = URL(f"{self.kube.server}{request.path}").with_query(request.query)
         watch = request.query.get("watch", "") not in ("", "false", "0")
         if watch:
             await self._may_watch.wait()
@@ -176,6 +157,7 @@ class OperatorProcess:
         gauges: float = 10,
         **settings_more: Any,
     ) -> None:
+        folder.mkdir(exist_ok=True)
         self._folder = folder
         self._log = folder / "operator.log"
         self._proxy = proxy

@@ -17,7 +17,6 @@ from aiohttp import web
 
 from tandem_api.catalog import Catalog
 from tandem_api.keys import bearer_matches, pool_key
-from tandem_api.model import Artifact
 from tandem_api.names import (
     CATALOG_FILE,
     CATALOG_REVISION_ANNOTATION,
@@ -26,6 +25,7 @@ from tandem_api.names import (
     POOL_UID_LABEL,
 )
 from tandem_api.report import ModelReport, ModelState, Report
+from tandem_api.status import Artifact
 from tandem_testing.kube import Kube, Obj
 
 _PODS = "/api/v1/pods"
@@ -135,7 +135,7 @@ class ReportServer:
         (name,) = (one["configMap"]["name"] for one in pod["spec"]["volumes"] if one["name"] == "catalog")
         path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/configmaps/{name}"
         async with self._http.get(path, raise_for_status=True) as answer:
-            return Catalog.model_validate_json((await answer.json())["data"][CATALOG_FILE])
+            return Catalog.read((await answer.json())["data"][CATALOG_FILE])
 
     async def _follow(self) -> None:
         """Lists and watches the pods, for ever; a watch that the API server ends is begun again."""
