@@ -18,15 +18,23 @@ class Spec(Contract):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
-def rule(expression: str, message: str, field: str = "") -> dict[str, str]:
+FORBIDDEN = "FieldValueForbidden"
+"""Reason of a rule by which a field does not belong there, whatever its value."""
+REQUIRED = "FieldValueRequired"
+"""Reason of a rule by which a field must be there."""
+
+
+def rule(expression: str, message: str, field: str = "", reason: str = "") -> dict[str, str]:
     """A CEL rule of the API server over the type it stands on (`self`), with the sentence that a person reads.
 
     Args:
         expression: true for what is valid.
         message: what to do, in terms of the manifest's own field names.
-        field: the field that the refusal names, such as `context.minLength`; "" names the whole object.
+        field: the field that the refusal names, such as `minLength`; "" names the whole object.
+        reason: how the API server calls the refusal; "" is its FieldValueInvalid.
     """
-    return {"rule": expression, "message": message, **({"fieldPath": f".{field}"} if field else {})}
+    path, called = {"fieldPath": f".{field}"} if field else {}, {"reason": reason} if reason else {}
+    return {"rule": expression, "message": message, **called, **path}
 
 
 def rules(*those: dict[str, str]) -> ConfigDict:

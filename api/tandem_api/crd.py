@@ -9,53 +9,47 @@ from typing import Any
 import yaml
 
 from tandem_api.base import Contract, rule
-from tandem_api.fields import NAME_PATTERN
 from tandem_api.model import ModelSpec
 from tandem_api.names import GROUP, MAX_NAME_LENGTH, VERSION
 from tandem_api.pool import ModelPoolSpec
+from tandem_api.scalars import NAME_PATTERN
 from tandem_api.schema import schema_of, without_defaults
 from tandem_api.status import ModelPoolStatus, ModelStatus
 
 
-def _column(name: str, path: str, kind: str = "string", wide: bool = False, description: str = "") -> dict[str, Any]:
-    column: dict[str, Any] = {"name": name, "jsonPath": path, "type": kind}
-    if wide:
-        column["priority"] = 1
-    if description:
-        column["description"] = description
-    return column
+def _column(name: str, path: str, description: str, kind: str = "string", wide: bool = False) -> dict[str, Any]:
+    column: dict[str, Any] = {"name": name, "jsonPath": path, "type": kind, "description": description}
+    return {**column, "priority": 1} if wide else column
 
 
-_READY = _column(
-    "Ready", ".status.conditions[?(@.type=='Ready')].status", description="whether a request sent now is served"
-)
-_REPLICAS = _column("Replicas", ".status.readyReplicas", "integer", description="pods that take requests")
-_QUEUE = _column("Queue", ".status.queued", "integer", True, "requests that wait for a slot")
-_REJECTED = _column("Rejected", ".status.rejected", "integer", True, "requests refused in the last 5 minutes")
-_REASON = _column("Reason", ".status.conditions[?(@.type=='Ready')].reason", wide=True)
-_AGE = _column("Age", ".metadata.creationTimestamp", "date")
+_READY = _column("Ready", ".status.conditions[?(@.type=='Ready')].status", "whether a request sent now is served")
+_REPLICAS = _column("Replicas", ".status.readyReplicas", "pods that take requests", "integer")
+_QUEUE = _column("Queue", ".status.queued", "requests that wait for a slot", "integer", wide=True)
+_REJECTED = _column("Rejected", ".status.rejected", "requests refused in the last 5 minutes", "integer", wide=True)
+_REASON = _column("Reason", ".status.conditions[?(@.type=='Ready')].reason", "why Ready is what it is", wide=True)
+_AGE = _column("Age", ".metadata.creationTimestamp", "time since it was created", "date")
 
 MODEL_COLUMNS = (
     _READY,
     _REPLICAS,
-    _column("Size", ".status.size", description="weights and context of one copy"),
-    _column("Processor", ".status.processor"),
-    _column("Context", ".status.context", "integer", description="tokens that each slot really has"),
-    _column("Slots", ".status.slots", description="in use / in all"),
-    _column("Until", ".status.until", description="how long the model stays loaded"),
+    _column("Size", ".status.size", "weights and context of one copy"),
+    _column("Processor", ".status.processor", "what computes, as ollama ps prints it"),
+    _column("Context", ".status.context", "tokens that each slot really has", "integer"),
+    _column("Slots", ".status.slots", "in use / in all"),
+    _column("Until", ".status.until", "how long the model stays loaded"),
     _QUEUE,
     _REJECTED,
-    _column("Pool", ".spec.pool", wide=True, description="the ModelPool that serves it; empty: it has its own pods"),
+    _column("Pool", ".spec.pool", "the ModelPool that serves it; empty: it has its own pods", wide=True),
     _REASON,
     _AGE,
 )
 POOL_COLUMNS = (
     _READY,
     _REPLICAS,
-    _column("Device", ".spec.device"),
-    _column("Models", ".status.models", "integer", description="Models that name this pool"),
-    _column("Loaded", ".status.loaded", "integer", description="of them, how many at least one pod holds"),
-    _column("Memory", ".status.memory", description="held by models / in all, of the fullest device"),
+    _column("Device", ".spec.device", "what its pods compute on"),
+    _column("Models", ".status.models", "Models that name this pool", "integer"),
+    _column("Loaded", ".status.loaded", "of them, how many at least one pod holds", "integer"),
+    _column("Memory", ".status.memory", "held by models / in all, of the fullest device"),
     _QUEUE,
     _REJECTED,
     _REASON,
@@ -100,10 +94,12 @@ def _name_rules(kind: str) -> list[dict[str, str]]:
         rule(
             f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
             f"a {kind}'s name has at most {MAX_NAME_LENGTH} characters, so that the names of its objects fit",
+            "metadata",
         ),
         rule(
             f"self.metadata.name.matches('{NAME_PATTERN}')",
             f"a {kind}'s name has lower-case letters, digits and '-' only, with a letter or digit at both ends",
+            "metadata",
         ),
     ]
 

@@ -1,58 +1,25 @@
-"""Scalars, enumerations and small groups of fields that `Model` and `ModelPool` are made of.
+"""Enumerations and small groups of fields that `Model` and `ModelPool` are made of.
 
 Below `model` and `pool` on the path of a reconcile. Field descriptions are what `kubectl explain` and the reference
 page print; they begin with the field's name and say what each value does.
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from pydantic import Field
 
-from tandem_api.base import Spec, rule, rules
-
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-FOREVER = -1
-
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=40)]
-"""Of a Model, a ModelPool or an adapter."""
-ObjectName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)
-]
-"""Of a Secret or a PersistentVolumeClaim."""
-Decimal = Annotated[str, StringConstraints(pattern=r"^\d{1,3}(\.\d{1,6})?$", max_length=10)]
-Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=20)]
-Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./:-]*$", min_length=1, max_length=120)]
-Revision = Annotated[str, StringConstraints(pattern=r"^[\w./-]+$", min_length=1, max_length=128)]
-Source = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-
-
-def _int_or_string(pattern: str, minimum: int, maximum: int) -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "pattern": pattern,
-            "minimum": minimum,
-            "maximum": maximum,
-        }
-    )
-
-
-LARGEST_CONTEXT = 16_777_216
-LONGEST_SECONDS = 31_536_000
-_DURATION = r"^([0-9]{1,9}(ms|s|m|h))+$"
-
-ContextLength = Annotated[
-    Annotated[int, Field(ge=4, le=LARGEST_CONTEXT)] | Literal["Auto"], _int_or_string("^Auto$", 4, LARGEST_CONTEXT)
-]
-Slots = Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["Auto"], _int_or_string("^Auto$", 1, 1024)]
-Duration = Annotated[
-    Annotated[int, Field(ge=FOREVER, le=LONGEST_SECONDS)]
-    | Annotated[str, StringConstraints(pattern=_DURATION, max_length=32)],
-    _int_or_string(_DURATION, FOREVER, LONGEST_SECONDS),
-]
-"""Seconds as a number, or a duration such as 5m or 1h30m; -1 is for ever."""
+from tandem_api.base import FORBIDDEN, Spec, rule, rules
+from tandem_api.scalars import (
+    DECIMAL_PATTERN,
+    LARGEST_CONTEXT,
+    LONGEST_SECONDS,
+    ContextLength,
+    Decimal,
+    Name,
+    ObjectName,
+    Whole,
+)
+from tandem_api.source import SOURCE_RULES, Revision, Source
 
 
 class Task(StrEnum):
@@ -144,7 +111,7 @@ class ContextSpec(Spec):
     model_config = rules(
         rule(
             "type(self.length) != int || self.minLength <= self.length",
-            "context.minLength must not be larger than context.length",
+            "context.minLength (256 when left out) must not be larger than context.length",
             "minLength",
         )
     )
@@ -152,7 +119,7 @@ class ContextSpec(Spec):
     length: ContextLength = Field(
         "Auto", description="length is the context of one slot in tokens; Auto takes the model's own limit."
     )
-    min_length: int = Field(
+    min_length: Whole = Field(
         256,
         ge=4,
         le=LARGEST_CONTEXT,
@@ -169,13 +136,13 @@ class ContextSpec(Spec):
 class QueueSpec(Spec):
     """The bounded first-in, first-out queue in front of the slots."""
 
-    max: int = Field(
+    max: Whole = Field(
         512,
         ge=0,
         le=65_536,
         description="max is how many requests may wait for a slot; further ones are refused at once.",
     )
-    timeout_seconds: int = Field(
+    timeout_seconds: Whole = Field(
         300,
         ge=1,
         le=86_400,
@@ -188,31 +155,53 @@ class KVCacheSpec(Spec):
 
     policy: CachePolicy = Field(
         CachePolicy.GUARANTEED,
-        description="policy Guaranteed gives each slot its whole context. Shared: slots draw on one pool of blocks, "
-        "and a request waits until its worst case fits.",
+        description="policy of sharing. Guaranteed: each slot has memory for its whole context. Shared: slots draw on "
+        "one pool of blocks, and a request waits until its worst case fits.",
     )
     dtype: CacheDType = Field(
-        CacheDType.AUTO, description="dtype of keys and values; Auto takes the computation's, FP8 needs half of it."
+        CacheDType.AUTO,
+        description="dtype of keys and values. Auto: that of the computation. FP8: 8 bits, so that twice as much "
+        "context fits, with slightly different answers.",
     )
+
+
+# The schema refuses other text already; without this the refusal would speak of a type conversion as well.
+_IS_DECIMAL = f"self.{{0}}.matches('{DECIMAL_PATTERN.replace('{', '{{').replace('}', '}}')}')"
 
 
 class SamplingDefaults(Spec):
     """What a request gets that does not say it itself; numbers with a fraction are decimal strings."""
 
-    temperature: Decimal | None = Field(None, description="temperature of sampling; 0 is greedy.")
-    top_p: Decimal | None = Field(
-        None, description="topP keeps the most likely tokens that together reach this probability."
+    model_config = rules(
+        rule(
+            f"!has(self.temperature) || !{_IS_DECIMAL.format('temperature')} || double(self.temperature) <= 100.0",
+            "defaults.temperature is at most 100",
+            "temperature",
+        ),
+        rule(
+            f"!has(self.topP) || !{_IS_DECIMAL.format('topP')} || "
+            "(double(self.topP) > 0.0 && double(self.topP) <= 1.0)",
+            "defaults.topP is above 0 and at most 1",
+            "topP",
+        ),
     )
-    top_k: int | None = Field(
+
+    temperature: Decimal | None = Field(None, description='temperature of sampling, such as "0.7"; 0 is greedy.')
+    top_p: Decimal | None = Field(
+        None, description='topP keeps the most likely tokens that together reach this probability, such as "0.95".'
+    )
+    top_k: Whole | None = Field(
         None, ge=0, le=1_000_000, description="topK keeps this many most likely tokens; 0 keeps all."
     )
-    max_tokens: int | None = Field(
+    max_tokens: Whole | None = Field(
         None, ge=1, le=LARGEST_CONTEXT, description="maxTokens is the longest answer in tokens."
     )
 
 
 class AdapterSpec(Spec):
     """One LoRA adapter; requests call it `<model>:<name>`."""
+
+    model_config = rules(*SOURCE_RULES)
 
     name: Name = Field(description="name that requests add to the Model's, as in model:name.")
     source: Source = Field(description="source of the adapter's weights, as the Model's own source.")
@@ -243,10 +232,10 @@ class CopiesSpec(Spec):
         rule("!has(self.max) || self.max >= self.min", "copies.max must not be smaller than copies.min", "max")
     )
 
-    min: int = Field(
+    min: Whole = Field(
         0, ge=0, le=1000, description="min is in how many pods it is loaded before anybody asks for it; 0: in none."
     )
-    max: int | None = Field(
+    max: Whole | None = Field(
         None, ge=1, le=1000, description="max is the most pods that may hold it; absent: as many as there are."
     )
 
@@ -262,30 +251,49 @@ class ScalingSpec(Spec):
             "mode",
         ),
         rule(
-            "!has(self.min) || !has(self.max) || self.min <= self.max",
-            "scaling.max must not be smaller than scaling.min",
+            "(has(self.min) ? self.min : 1) <= (has(self.max) ? self.max : 1)",
+            "scaling.max (1 when left out) must not be smaller than scaling.min",
             "max",
+        ),
+        rule(
+            "self.mode != 'Auto' || !has(self.idleSecondsToZero) || (has(self.min) && self.min == 0)",
+            "idleSecondsToZero needs scaling.min 0: with more, some pod is always kept",
+            "idleSecondsToZero",
+            FORBIDDEN,
         ),
     )
 
     mode: ScalingMode = Field(
-        description="mode Auto lets Tandem scale by load between min and max. External: spec.replicas is what you, an "
-        "HPA or KEDA write there."
+        description="mode of scaling. Auto: Tandem scales by load between min and max. External: the number of pods "
+        "is spec.replicas, which you, an HPA or KEDA write."
     )
-    min: int | None = Field(None, ge=0, le=1000, description="min is the least number of pods; absent means 1.")
-    max: int | None = Field(None, ge=1, le=1000, description="max is the largest number of pods; absent means 1.")
-    target_utilization: int | None = Field(
-        None, ge=1, le=100, description="targetUtilization of the slots in percent; absent means 70."
+    min: Whole | None = Field(None, ge=0, le=1000, description="min is the least number of pods; absent means 1.")
+    max: Whole | None = Field(None, ge=1, le=1000, description="max is the largest number of pods; absent means 1.")
+    target_utilization: Whole | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="targetUtilization is how many of the slots should be busy, in percent; absent means 70.",
     )
-    idle_seconds_to_zero: int | None = Field(
+    idle_seconds_to_zero: Whole | None = Field(
         None,
         ge=1,
         le=LONGEST_SECONDS,
-        description="idleSecondsToZero without a request after which no pod is left, if min is 0; absent means 600.",
+        description="idleSecondsToZero is how many seconds without a request may pass before the last pod goes, where "
+        "min is 0; absent means 600.",
     )
+
+
+REPLICAS_RULE = rule(
+    "!has(self.scaling) || self.scaling.mode != 'Auto' || !has(self.replicas)",
+    "with scaling.mode Auto Tandem decides on replicas: leave replicas out",
+    "replicas",
+    FORBIDDEN,
+)
+"""Of both kinds' spec."""
 
 
 class TopologySpec(Spec):
     """How one copy of a Model is spread."""
 
-    nodes: int = Field(1, ge=1, le=64, description="nodes is over how many nodes one copy is spread.")
+    nodes: Whole = Field(1, ge=1, le=64, description="nodes is over how many nodes one copy is spread.")

@@ -6,33 +6,29 @@ First on the path of a reconcile. The CRD's schema, its validation and the refer
 
 from pydantic import Field
 
-from tandem_api.base import Spec, rule, rules
+from tandem_api.base import FORBIDDEN, REQUIRED, Spec, rule, rules
 from tandem_api.fields import (
+    REPLICAS_RULE,
     AdapterSpec,
-    Alias,
     ContextSpec,
     CopiesSpec,
     Device,
     DType,
-    Duration,
     EngineArgument,
     EngineName,
     KVCacheSpec,
-    Name,
-    Quantity,
     Quantization,
     QueueSpec,
     Residency,
-    Revision,
     SamplingDefaults,
     ScalingSpec,
     Scheduling,
     SecretReference,
-    Slots,
-    Source,
     Task,
     TopologySpec,
 )
+from tandem_api.scalars import DURATION_PATTERN, Alias, Cpu, Duration, Memory, Name, Slots, Whole
+from tandem_api.source import SOURCE_RULES, Revision, Source
 
 
 class ModelSettings(Spec):
@@ -44,7 +40,11 @@ class ModelSettings(Spec):
         "oci://registry/repository:tag.",
     )
     revision: Revision | None = Field(None, description="revision is the branch, tag or commit of an hf:// source.")
-    task: Task = Field(Task.AUTO, description="task is what the model does; Auto reads it from the checkpoint.")
+    task: Task = Field(
+        Task.AUTO,
+        description="task of the model. Generate: it writes text. Embed: it turns texts into vectors. Auto: as its "
+        "checkpoint says.",
+    )
     engine: EngineName = Field(
         EngineName.AUTO,
         description="engine that computes. Native: Tandem's own. VLLM: vLLM, for what Native does not know. Auto: the "
@@ -78,20 +78,23 @@ class ModelSettings(Spec):
     )
     residency: Residency = Field(
         Residency.EVICTABLE,
-        description="residency Evictable lets an idle model go when another needs its room. Pinned: it is loaded at "
-        "the start and stays.",
+        description="residency in a pod. Evictable: an idle model goes when another needs its room. Pinned: it is "
+        "loaded at the start and stays.",
     )
     scheduling: Scheduling = Field(
         Scheduling.OVERLAPPED,
-        description="scheduling Overlapped plans the next step while the current one computes; Plain does one after "
-        "the other.",
+        description="scheduling of steps. Overlapped: the next step is planned while the current one computes. Plain: "
+        "one after the other, with the same tokens; to compare, or to look for a fault.",
     )
     dtype: DType = Field(
         DType.AUTO,
-        description="dtype of weights and computation; Auto takes the checkpoint's, or what the device does best.",
+        description="dtype of weights and computation. Float32: 4 bytes a weight. BFloat16 and Float16: 2 bytes. Auto: "
+        "the checkpoint's, or what the device does best.",
     )
     quantization: Quantization = Field(
-        Quantization.NONE, description="quantization packs the weights at load; None leaves them as they are."
+        Quantization.NONE,
+        description="quantization of the weights at load. None: as the checkpoint has them. Int8 and FP8: 1 byte a "
+        "weight. Int4: half a byte.",
     )
     adapters: list[AdapterSpec] = Field(
         default_factory=list,
@@ -115,73 +118,51 @@ class ModelSettings(Spec):
 class ResourcesSpec(Spec):
     """What each pod of a Model asks of its node."""
 
-    gpus: int = Field(1, ge=1, le=16, description="gpus is the number of GPUs of each pod; ignored with device CPU.")
-    cpu: Quantity | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
-    memory: Quantity | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
+    gpus: Whole = Field(1, ge=1, le=16, description="gpus is the number of GPUs of each pod; ignored with device CPU.")
+    cpu: Cpu | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
+    memory: Memory | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
 
 
-_NO_DOTS = "!self.source.matches('/[.][.]?(/|$)')"
-SOURCE_RULES = (
-    rule(
-        "self.source.matches('^(hf|s3|gs|oci|pvc|file)://.+')",
-        "source must begin with hf://, pvc://, file://, s3://, gs:// or oci://",
-        "source",
-    ),
-    rule(
-        r"!self.source.startsWith('hf://') || self.source.matches('^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$')",
-        "an hf:// source is hf://organisation/name",
-        "source",
-    ),
-    rule(
-        "!self.source.startsWith('pvc://') || "
-        f"(self.source.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9_.-]+)*$') && {_NO_DOTS})",
-        "a pvc:// source is pvc://claim or pvc://claim/folder, without . or .. in its path",
-        "source",
-    ),
-    rule(
-        f"!self.source.startsWith('file://') || (self.source.matches('^file://(/[A-Za-z0-9_.-]+)+$') && {_NO_DOTS})",
-        "a file:// source is file:///folder, an absolute path without . or ..",
-        "source",
-    ),
-    rule(
-        "!self.source.matches('^(s3|gs)://') || "
-        f"(self.source.matches('^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9_.=-]+)*$') && {_NO_DOTS})",
-        "an s3:// or gs:// source is scheme://bucket/folder, without . or .. in its path",
-        "source",
-    ),
-    rule(
-        "!self.source.startsWith('oci://') || self.source.matches("
-        "'^oci://[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9_.-]+|@sha256:[0-9a-f]{64})$')",
-        "an oci:// source is oci://registry/repository:tag or oci://registry/repository@sha256:digest",
-        "source",
-    ),
-    rule("!has(self.revision) || self.source.startsWith('hf://')", "revision is for hf:// sources only", "revision"),
-    rule(
-        "!self.source.startsWith('file://') || has(self.pool)",
-        "a file:// source needs a pool, whose fileRoots say which folders may be read",
-        "source",
-    ),
-)
 POOL_RULES = tuple(
     rule(
         f"!has(self.pool) || !has(self.{field})",
-        f"{field} belongs to the pods, which spec.pool has: leave it out, or set it in the ModelPool",
+        f"{field} is for a Model with pods of its own; with pool set, the ModelPool's pods serve it: leave out "
+        f"{field}, or pool",
         field,
+        FORBIDDEN,
     )
     for field in ("device", "resources", "scaling", "topology", "replicas")
 )
-_SECONDS = "(type(self.{0}) == int ? self.{0} : duration(self.{0}).getSeconds())"
+# The schema refuses other text already; without this the refusal would speak of a type conversion as well.
+_IS_DURATION = (
+    f"(type(self.{{0}}) == int || self.{{0}}.matches('{DURATION_PATTERN.replace('{', '{{').replace('}', '}}')}'))"
+)
+_SECONDS = "(type(self.{0}) == int ? duration(string(self.{0}) + 's') : duration(self.{0}))"
+_FILES_NEED_A_POOL = "a file:// source needs a pool, whose fileRoots say which folders may be read"
 SPEC_RULES = (
+    rule("!self.source.startsWith('file://') || has(self.pool)", _FILES_NEED_A_POOL, "pool", REQUIRED),
     rule(
-        "!has(self.copies) || has(self.pool)", "copies are for a Model with a pool; without one, set replicas", "copies"
+        "!has(self.adapters) || has(self.pool) || self.adapters.all(one, !one.source.startsWith('file://'))",
+        f"{_FILES_NEED_A_POOL}; an adapter has one",
+        "pool",
+        REQUIRED,
     ),
     rule(
-        "!has(self.scaling) || self.scaling.mode != 'Auto' || !has(self.replicas)",
-        "with scaling.mode Auto Tandem decides on replicas: leave replicas out",
-        "replicas",
+        "!has(self.copies) || has(self.pool)",
+        "copies are for a Model with a pool; without one, set replicas",
+        "copies",
+        FORBIDDEN,
     ),
     rule(
-        "!has(self.keepAlive) || !has(self.keepAliveMax) || self.keepAliveMax == -1 || (self.keepAlive != -1 && "
+        "!has(self.engineArgs) || self.engineArgs.size() == 0 || self.engine != 'Native'",
+        "engineArgs are for vLLM: leave them out, or let engine be VLLM or Auto",
+        "engineArgs",
+        FORBIDDEN,
+    ),
+    REPLICAS_RULE,
+    rule(
+        f"!has(self.keepAlive) || !has(self.keepAliveMax) || !{_IS_DURATION.format('keepAlive')} || "
+        f"!{_IS_DURATION.format('keepAliveMax')} || self.keepAliveMax == -1 || (self.keepAlive != -1 && "
         f"{_SECONDS.format('keepAliveMax')} >= {_SECONDS.format('keepAlive')})",
         "keepAliveMax must not be shorter than keepAlive",
         "keepAliveMax",
@@ -204,11 +185,13 @@ class ModelSpec(ModelSettings):
     )
     copies: CopiesSpec | None = Field(None, description="copies is in how many pods of its pool the Model is loaded.")
     device: Device | None = Field(
-        None, description="device that the pods compute on; absent means GPU. CPU is never chosen silently."
+        None,
+        description="device that the pods compute on. GPU, also when absent: a pod that sees fewer GPUs than asked for "
+        "fails, and says so. CPU: never chosen silently.",
     )
     resources: ResourcesSpec | None = Field(None, description="resources of each pod; absent means one GPU.")
     scaling: ScalingSpec | None = Field(None, description="scaling of the pods; absent means External.")
     topology: TopologySpec | None = Field(None, description="topology of one copy; absent means one node.")
-    replicas: int | None = Field(
+    replicas: Whole | None = Field(
         None, ge=0, le=1000, description="replicas is the number of serving pods; absent means 1."
     )

@@ -9,26 +9,33 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from tandem_api.base import Spec, rule, rules
-from tandem_api.fields import Device, Duration, ObjectName, Quantity, ScalingSpec, WhenShort
+from tandem_api.base import FORBIDDEN, Spec, rule, rules
+from tandem_api.fields import REPLICAS_RULE, Device, ScalingSpec, WhenShort
+from tandem_api.names import GROUP
+from tandem_api.scalars import Cpu, Duration, Memory, ObjectName, Whole
 
 FileRoot = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$", max_length=256)]
-Label = Annotated[str, StringConstraints(max_length=63)]
+Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
 Annotation = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class PoolResources(Spec):
     """What each pod asks of its node, beside GPUs."""
 
-    cpu: Quantity | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
-    memory: Quantity | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
+    cpu: Cpu | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
+    memory: Memory | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
 
 
 class CacheSpec(Spec):
     """Where a pod keeps what it downloads."""
 
     model_config = rules(
-        rule("!(has(self.claim) && has(self.sizeLimit))", "sizeLimit is for a cache without a claim", "sizeLimit")
+        rule(
+            "!(has(self.claim) && has(self.sizeLimit))",
+            "sizeLimit is for a cache without a claim: leave out sizeLimit, or claim",
+            "sizeLimit",
+            FORBIDDEN,
+        )
     )
 
     claim: ObjectName | None = Field(
@@ -36,7 +43,7 @@ class CacheSpec(Spec):
         description="claim is a PersistentVolumeClaim that all pods of the pool share (ReadWriteMany for more than one "
         "node). Absent: each pod has an emptyDir.",
     )
-    size_limit: Quantity | None = Field(None, description="sizeLimit of the emptyDir; absent: the node's.")
+    size_limit: Memory | None = Field(None, description="sizeLimit of the emptyDir; absent: the node's.")
 
 
 class PoolVolume(Spec):
@@ -47,6 +54,18 @@ class PoolVolume(Spec):
 
 class TemplateMetadata(Spec):
     """Labels and annotations that every pod gets."""
+
+    model_config = rules(
+        *(
+            rule(
+                f"!has(self.{field}) || self.{field}.all(key, !key.startsWith('{GROUP}/'))",
+                f"{field} that begin with {GROUP}/ are Tandem's own: leave them out",
+                field,
+                FORBIDDEN,
+            )
+            for field in ("labels", "annotations")
+        )
+    )
 
     labels: dict[str, Label] = Field(default_factory=dict, max_length=32, description="labels of every pod.")
     annotations: dict[str, Annotation] = Field(
@@ -75,10 +94,10 @@ class RolloutSpec(Spec):
         rule("self.maxSurge + self.maxUnavailable > 0", "maxSurge and maxUnavailable must not both be 0", "maxSurge")
     )
 
-    max_surge: int = Field(
+    max_surge: Whole = Field(
         1, ge=0, le=100, description="maxSurge is how many new pods may run beside the old ones; each needs its GPUs."
     )
-    max_unavailable: int = Field(
+    max_unavailable: Whole = Field(
         0,
         ge=0,
         le=100,
@@ -90,30 +109,28 @@ class RolloutSpec(Spec):
 class ModelPoolSpec(Spec):
     """Pods that serve every Model with `pool` set to this name."""
 
-    model_config = rules(
-        rule(
-            "!has(self.scaling) || self.scaling.mode != 'Auto' || !has(self.replicas)",
-            "with scaling.mode Auto Tandem decides on replicas: leave replicas out",
-            "replicas",
-        ),
-    )
+    model_config = rules(REPLICAS_RULE)
 
-    device: Device = Field(Device.GPU, description="device that the pods compute on. CPU is never chosen silently.")
-    gpus_per_pod: int = Field(
+    device: Device = Field(
+        Device.GPU,
+        description="device that the pods compute on. GPU: a pod that sees fewer GPUs than asked for fails, and says "
+        "so. CPU: never chosen silently.",
+    )
+    gpus_per_pod: Whole = Field(
         1, ge=1, le=16, description="gpusPerPod is the number of GPUs of each pod; ignored with device CPU."
     )
     resources: PoolResources = Field(
         default=PoolResources(), json_schema_extra={"default": {}}, description="resources of each pod, beside GPUs."
     )
-    replicas: int | None = Field(None, ge=0, le=1000, description="replicas is the number of pods; absent means 1.")
+    replicas: Whole | None = Field(None, ge=0, le=1000, description="replicas is the number of pods; absent means 1.")
     scaling: ScalingSpec | None = Field(None, description="scaling of the pods; absent means External.")
-    max_loaded_models: int = Field(
+    max_loaded_models: Whole = Field(
         0,
         ge=0,
         le=1000,
         description="maxLoadedModels is how many models a pod holds at once; 0 means three times its GPUs.",
     )
-    max_queue: int = Field(
+    max_queue: Whole = Field(
         512,
         ge=0,
         le=65_536,
@@ -121,12 +138,13 @@ class ModelPoolSpec(Spec):
     )
     keep_alive: Duration | None = Field(
         None,
-        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never.",
+        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never. "
+        "Absent: 5m.",
     )
     context_policy: WhenShort = Field(
         WhenShort.SHRINK,
-        description="contextPolicy is the whenShort of Models that say none. Shrink: a smaller context, told. Fail: "
-        "refused, with the numbers.",
+        description="contextPolicy is the context.whenShort of Models that say none. Shrink: serve with the largest "
+        "context that fits, and tell. Fail: refuse to load, with the numbers.",
     )
     cache: CacheSpec = Field(
         default=CacheSpec(), json_schema_extra={"default": {}}, description="cache of what pods download."
@@ -147,7 +165,7 @@ class ModelPoolSpec(Spec):
         None,
         min_length=1,
         max_length=512,
-        pattern=r"^[\w][\w./:@-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_./:@-]*$",
         description="image of the server; absent: the installation's.",
     )
     pod_template: PodTemplateSpec = Field(

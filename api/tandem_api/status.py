@@ -22,12 +22,20 @@ class ConditionStatus(StrEnum):
 class Condition(Contract):
     """One entry of `status.conditions`, as the Kubernetes API conventions have it."""
 
-    type: str = Field(max_length=316)
-    status: ConditionStatus
-    reason: str = Field(max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    message: str = Field(max_length=32_768)
-    last_transition_time: str = Field("", json_schema_extra={"format": "date-time"})
-    observed_generation: int | None = Field(None, ge=0)
+    type: str = Field(max_length=316, description="type of the condition, such as Ready.")
+    status: ConditionStatus = Field(description="status is True, False or Unknown.")
+    reason: str = Field(
+        max_length=1024,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        description="reason of the status in one word, for programs.",
+    )
+    message: str = Field(max_length=32_768, description="message in sentences, for people.")
+    last_transition_time: str = Field(
+        "", json_schema_extra={"format": "date-time"}, description="lastTransitionTime is when status last changed."
+    )
+    observed_generation: int | None = Field(
+        None, ge=0, description="observedGeneration is the generation that the condition speaks of."
+    )
 
 
 class Artifact(Contract):

@@ -13,12 +13,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from tandem_operator.api import Api, ApiError
-from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.cache import Cache
 from tandem_operator.config import Config
 from tandem_operator.credentials import connection, token_file
 from tandem_operator.election import Alone, Election, Leadership, identity
 from tandem_operator.health import Health
-from tandem_operator.kinds import WATCHED
+from tandem_operator.kinds import WATCHED, Key
 from tandem_operator.metrics import RECONCILE_SECONDS, RECONCILES
 from tandem_operator.queue import WorkQueue
 from tandem_operator.reconcile import Reconciler
@@ -29,8 +29,8 @@ from tandem_operator.watch import settings_of, watch
 log = logging.getLogger(__name__)
 
 
-async def worker(queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
-    """Reconciles one due Model after the other, until cancelled. No failure of one Model ends it."""
+async def worker(queue: WorkQueue[Key], reconciler: Reconciler) -> None:
+    """Reconciles one due key after the other, until cancelled. No failure of one ends it."""
     while True:
         key = await queue.get()
         try:
@@ -39,19 +39,19 @@ async def worker(queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
             queue.done(key)
 
 
-async def _one(key: ModelKey, queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
+async def _one(key: Key, queue: WorkQueue[Key], reconciler: Reconciler) -> None:
     started = time.perf_counter()
     try:
         again = await reconciler.reconcile(key)
     except ApiError as error:
         delay = queue.retry(key)
         RECONCILES.labels(result="refused").inc()
-        log.warning("Model %s is not as planned yet: %s. The next try is in %.1f s.", key, error, delay)
+        log.warning("%s is not as planned yet: %s. The next try is in %.1f s.", key, error, delay)
         return
     except Exception:
         delay = queue.retry(key)
         RECONCILES.labels(result="failed").inc()
-        log.exception("The reconcile of Model %s failed by a defect of the operator; next try in %.1f s.", key, delay)
+        log.exception("The reconcile of %s failed by a defect of the operator; next try in %.1f s.", key, delay)
         return
     finally:
         RECONCILE_SECONDS.observe(time.perf_counter() - started)
@@ -82,9 +82,9 @@ class Operator:
     def __init__(self, config: Config, master: bytes, api: Api, election: Leadership) -> None:
         self._config = config
         self._election = election
-        self.queue: WorkQueue[ModelKey] = WorkQueue()
+        self.queue: WorkQueue[Key] = WorkQueue()
         self.cache = Cache(self.queue.add)
-        self.reports = Reports(self.cache.all_pods, self.queue.add, master, config.report_port)
+        self.reports = Reports(self.cache.all_pods, self.queue.add, self.cache.everyone, master, config.report_port)
         self.reconciler = Reconciler(api, self.cache, self.reports, config, master)
         self.relister = Relister(api, self.cache, config.relist_seconds, self._forget)
         self.health = Health(self.relister, self.queue, self.cache, config.relist_seconds, self._ended, election)
@@ -126,6 +126,7 @@ class Operator:
         self._stop.set()
 
     async def _end(self) -> None:
+        self._stop.set()  # after a signal kopf would wait 5 s for the task of its own that waits for this
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -159,7 +160,7 @@ class Operator:
 
     async def _watch(self) -> None:
         """Watches until told to end. What ends kopf is of its private types, and a restart is the cure for any."""
-        watching = watch(self.cache, settings_of(), self._stop, self._end, self._config.namespace)
+        watching = watch(self.cache, settings_of(), self._stop, self._end, self.relister.heard, self._config.namespace)
         (ended,) = await asyncio.gather(watching, return_exceptions=True)
         if isinstance(ended, Exception):
             self._failure = self._failure or f"the watches failed: {ended}"

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,12 +21,14 @@ from yarl import URL
 from tandem_testing.kube import Kube
 
 MASTER = "a-master-secret-for-tests"
+_LEASES = "/apis/coordination.k8s.io/"
+"""Renewals of a Lease go on for ever and change nothing else: they are not counted."""
 _DROPPED = {"host", "connection", "transfer-encoding", "content-encoding", "content-length", "accept-encoding"}
 
 
 @dataclass(frozen=True)
 class Write:
-    """One call that may change something, and how it was answered.
+    """One call that may change something, how it was answered, and when (in seconds of this process's own clock).
 
     `changed` is False when the API server took it and nothing became different: a needless one.
     """
@@ -33,6 +37,7 @@ class Write:
     path: str
     code: int
     changed: bool = True
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass
@@ -49,11 +54,16 @@ class Proxy:
     lists: Counter[str] = field(default_factory=Counter)
     expired: int = 0
     refused: list[str] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
+    """All that was asked for, reads too."""
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    """Writes are carried out at once and answered while this is set, as it is after `start`."""
     on_write: Callable[[int], None] = lambda _: None
     port: int = 0
 
     async def start(self) -> None:
         """Listens on loopback; after `stop` on the same port again."""
+        self.answering.set()
         trust = self.kube.trust if self.as_caller else self.kube.admin
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
@@ -86,13 +96,15 @@ class Proxy:
         async with self._session.request(
             request.method, url, headers=kept, data=await request.read() or None
         ) as answer:
+            self.paths.add(request.path)
             if answer.status in (401, 403):
                 self.refused.append(f"{request.method} {request.path}: {answer.status}")
-            if request.method != "GET":
+            if request.method != "GET" and not request.path.startswith(_LEASES):
                 changed = not before or (await answer.json())["metadata"].get("resourceVersion") != before
                 self.writes.append(Write(request.method, request.path, answer.status, changed))
                 # The API server has done it, and the operator does not know yet: the worst moment to die.
                 self.on_write(len(self.writes))
+                await self.answering.wait()
             elif not watch:
                 self.lists[request.path] += 1
             response = web.StreamResponse(status=answer.status)
@@ -155,21 +167,23 @@ class OperatorProcess:
         token: str = "unused",
         relist: float = 60,
         gauges: float = 10,
-        **settings_more: Any,
+        more: dict[str, Any] | None = None,
     ) -> None:
+        """`more` are further settings, such as `namespace` and `election`."""
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._log = folder / "operator.log"
         self._proxy = proxy
         settings = {
             "server": {"image": "tandem.dev/server:test"},
+            "installNamespace": "tandem-system",
             "reportPort": report_port,
             "relistSeconds": relist,
             "gaugeSeconds": gauges,
             "healthHost": "127.0.0.1",
             "healthPort": 0,
             "log": {"level": "debug"},
-            **settings_more,
+            **(more or {}),
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         (folder / "master").write_text(MASTER)
@@ -209,15 +223,25 @@ class OperatorProcess:
         return self._process is not None and self._process.returncode is None
 
     @property
+    def health_port(self) -> int:
+        """Where its health is told, once it has started; of the latest start."""
+        found = re.findall(r"its health is told on port (\d+)", self.log)
+        return int(found[-1]) if found else 0
+
+    @property
     def pid(self) -> int:
         """The process's id."""
         assert self._process is not None
         return self._process.pid
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process while it lives."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """kill -9, at once."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
 
     async def wait(self, seconds: float = 20.0) -> int:
         """Waits for its end; its exit status."""

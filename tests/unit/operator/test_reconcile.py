@@ -7,15 +7,14 @@ import pytest
 from tandem_operator.api import ApiError
 from tandem_operator.app import worker
 from tandem_operator.cache import Cache
-from tandem_operator.config import Config
 from tandem_operator.kinds import EVENT, MODEL, POD, SERVICE, Obj
 from tandem_operator.queue import Schedule, WorkQueue
 from tandem_operator.reconcile import Again, Reconciler
 from tandem_operator.reports import Reports, Target
 from tandem_testing.operator_world import (
+    CONFIG,
     KEY,
     MASTER,
-    SERVER,
     UID,
     FakeApi,
     failed,
@@ -41,9 +40,8 @@ class Bench:
         for (kind, _, _), obj in self.api.objects.items():
             if kind != EVENT:
                 self.cache.put(kind, obj)
-        config = Config(server=SERVER)
-        self.reports = Reports(self.cache.all_pods, lambda _: None, MASTER, 8081, lambda: self.now)
-        self.reconciler = Reconciler(self.api, self.cache, self.reports, config, MASTER, lambda: self.now)
+        self.reports = Reports(self.cache.all_pods, lambda _: None, lambda pool: [pool], MASTER, 8081, lambda: self.now)
+        self.reconciler = Reconciler(self.api, self.cache, self.reports, CONFIG, MASTER, lambda: self.now)
 
     def put(self, kind: object, obj: Obj) -> None:
         self.cache.put(kind, self.api.put(kind, obj))  # type: ignore[arg-type]
