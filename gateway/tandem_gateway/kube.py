@@ -26,9 +26,15 @@ PAGE = 500
 WATCH_SECONDS = 290
 """The server ends a watch after so long; it is then resumed."""
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-MODELS_PATH = f"/apis/{GROUP}/{VERSION}/models"
-PODS_PATH = "/api/v1/pods"
+MODELS = f"/apis/{GROUP}/{VERSION}", "models"
+PODS = "/api/v1", "pods"
 PODS_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+
+
+def collection(kind: tuple[str, str], namespace: str = "") -> str:
+    """Path of all objects of a kind, such as MODELS: in all namespaces, or in one."""
+    root, plural = kind
+    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
 
 
 class KubeApi:
@@ -88,7 +94,7 @@ class KubeApi:
 
 
 class KubeSource:
-    """All objects at `path` over all namespaces, of those that match `selector`."""
+    """All objects at `path`, which `collection` makes, of those that match `selector`."""
 
     def __init__(self, api: KubeApi, path: str, selector: str | None = None) -> None:
         self._api = api
@@ -150,10 +156,10 @@ def _refusal(path: str, status: int, text: str) -> SourceError:
     message = message[:500]
     if status == 410:
         return Expired(message)
-    if status == 404 and path == MODELS_PATH:
+    if status == 404 and path.startswith(MODELS[0]):
         return SourceError("the API server knows no Models (404): the CustomResourceDefinition is not installed")
     if status in (401, 403):
-        return SourceError(f"the API server refuses {path} ({status}): {message}; see the gateway's ClusterRole")
+        return SourceError(f"the API server refuses {path} ({status}): {message}; see the gateway's rights")
     return SourceError(f"the API server answered {status} to {path}: {message}")
 
 

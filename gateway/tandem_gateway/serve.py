@@ -16,7 +16,7 @@ from tandem_gateway.app import health_app, internal_app, public_app
 from tandem_gateway.body import BodyRoom
 from tandem_gateway.directory import Directory
 from tandem_gateway.informer import Informer, Source
-from tandem_gateway.kube import MODELS_PATH, PODS_PATH, PODS_SELECTOR, KubeApi, KubeSource
+from tandem_gateway.kube import MODELS, PODS, PODS_SELECTOR, KubeApi, KubeSource, collection
 from tandem_gateway.lifecycle import Lifecycle
 from tandem_gateway.listeners import Listener
 from tandem_gateway.loads import Loads
@@ -161,7 +161,12 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     api = KubeApi.from_environment()
     try:
-        gateway = Gateway(settings, KubeSource(api, MODELS_PATH), KubeSource(api, PODS_PATH, PODS_SELECTOR))
+        space = settings.namespace
+        gateway = Gateway(
+            settings,
+            KubeSource(api, collection(MODELS, space)),
+            KubeSource(api, collection(PODS, space), PODS_SELECTOR),
+        )
         async with _signals(stop):
             await gateway.run(stop)
     finally:

@@ -19,6 +19,8 @@ class Settings:
     """The gateway's settings; times are in seconds, sizes in bytes."""
 
     master: bytes
+    namespace: str = ""
+    """The only namespace whose Models are served; empty means all."""
     default_namespace: str = "default"
     host: str = ""
     """Address to listen on; empty means every address of both families."""
@@ -47,12 +49,21 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"TANDEM_LOG_LEVEL is {log_level!r}; it must be debug, info, warning or error.")
 
+    namespace = environment.get("TANDEM_NAMESPACE", "")
+    default_namespace = environment.get("TANDEM_DEFAULT_NAMESPACE") or namespace or "default"
+    if namespace and default_namespace != namespace:
+        raise SettingsError(
+            f"TANDEM_DEFAULT_NAMESPACE is {default_namespace!r}, but only Models of {namespace!r} are served "
+            "(TANDEM_NAMESPACE): a bare name would find none."
+        )
+
     def whole(name: str, default: int, low: int, high: int) -> int:
         return _whole(environment, name, default, low, high)
 
     return Settings(
         master=_master(Path(environment.get("TANDEM_MASTER_SECRET_FILE") or "/etc/tandem/master/key")),
-        default_namespace=environment.get("TANDEM_DEFAULT_NAMESPACE") or "default",
+        namespace=namespace,
+        default_namespace=default_namespace,
         host=environment.get("TANDEM_GATEWAY_HOST", ""),
         port=whole("TANDEM_GATEWAY_PORT", HTTP_PORT, 0, 65535),
         internal_port=whole("TANDEM_INTERNAL_PORT", INTERNAL_PORT, 0, 65535),

@@ -10,11 +10,11 @@ from typing import Protocol
 
 from tandem_api.names import FIELD_MANAGER, TEMPLATE_HASH_ANNOTATION
 from tandem_operator.api import ApiError
-from tandem_operator.cache import Cache, Entry, ModelKey, entry_of
+from tandem_operator.cache import Cache, Entry, entry_of
 from tandem_operator.compare import difference
-from tandem_operator.kinds import Kind, Obj, controller_of, name_of, uid_of
+from tandem_operator.kinds import Key, Kind, Obj, controller_of, name_of, uid_of
 from tandem_operator.metrics import WRITES
-from tandem_operator.observe import Desired, Observed, Plan
+from tandem_operator.plan import Desired, Plan
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,16 @@ class Writer(Protocol):
     async def apply(self, kind: Kind, obj: Obj, manager: str = ..., subresource: str | None = None) -> Obj: ...
     async def patch(self, kind: Kind, namespace: str, name: str, body: object, content_type: str) -> Obj: ...
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Owner:
+    """In whose name objects are written, and what it owns now."""
+
+    key: Key
+    uid: str
+    generation: int
+    owned: tuple[tuple[Kind, Entry], ...]
 
 
 @dataclass
@@ -51,29 +61,28 @@ class Actor:
         self._cache = cache
         self._applied: dict[str, tuple[str, int]] = {}
 
-    async def act(self, observed: Observed, plan: Plan) -> Outcome:
+    async def act(self, owner: Owner, plan: Plan) -> Outcome:
         """Creates, applies and prunes; raises ApiError when the API server cannot be reached or has it changed."""
         outcome = Outcome()
         try:
-            await self._carry_out(observed, plan, outcome)
+            await self._carry_out(owner, plan, outcome)
         except ApiError as error:
             if error.code not in _REFUSALS:
                 raise
             outcome.refused = str(error)
         finally:
-            _log(observed.key, outcome)
+            _log(owner, outcome)
         return outcome
 
-    async def _carry_out(self, observed: Observed, plan: Plan, outcome: Outcome) -> None:
+    async def _carry_out(self, owner: Owner, plan: Plan, outcome: Outcome) -> None:
         for desired in plan.objects:
-            await self._ensure(observed, desired, outcome)
-        wanted = {(desired.kind, name_of(desired.obj)) for desired in plan.objects}
-        for kind, entry in observed.owned:
-            if (kind, name_of(entry.obj)) not in wanted and "deletionTimestamp" not in entry.obj["metadata"]:
-                await self._prune(observed.key, kind, entry.obj, outcome)
+            await self._ensure(owner, desired, outcome)
+        for kind, entry in owner.owned:
+            if (kind, name_of(entry.obj)) not in plan.names and "deletionTimestamp" not in entry.obj["metadata"]:
+                await self._prune(owner.key, kind, entry.obj, outcome)
 
-    async def _ensure(self, observed: Observed, desired: Desired, outcome: Outcome) -> None:
-        kind, name, namespace = desired.kind, name_of(desired.obj), observed.key.namespace
+    async def _ensure(self, owner: Owner, desired: Desired, outcome: Outcome) -> None:
+        kind, name, namespace = desired.kind, name_of(desired.obj), owner.key.namespace
         entry = self._cache.get(kind, namespace, name)
         if entry is None:
             try:
@@ -88,14 +97,14 @@ class Actor:
                 outcome.created.append((kind, name))
                 WRITES.labels(kind=kind.name, action="create").inc()
                 return
-        conflict = _conflict(kind, entry.obj, observed)
+        conflict = _conflict(kind, entry.obj, owner)
         if conflict is not None:
             outcome.conflicts.append(conflict)
             return
         where = difference(desired.obj, entry.obj)
         if where is None or self._just_applied(desired, entry):
             return
-        await self._apply(observed.key, desired, entry, where, outcome)
+        await self._apply(owner, desired, entry, where, outcome)
 
     async def _namesake(self, kind: Kind, namespace: str, name: str, taken: ApiError) -> Obj:
         """The object that has the name which `taken` complains of; raises `taken` when it is gone meanwhile."""
@@ -110,10 +119,10 @@ class Actor:
         """Whether this very object is what the last apply left: applying again would change nothing, for ever."""
         return self._applied.get(uid_of(entry.obj)) == (_digest(desired.obj), entry.revision)
 
-    async def _apply(self, key: ModelKey, desired: Desired, entry: Entry, where: str, outcome: Outcome) -> None:
+    async def _apply(self, owner: Owner, desired: Desired, entry: Entry, where: str, outcome: Outcome) -> None:
         kind, name, uid = desired.kind, name_of(desired.obj), uid_of(entry.obj)
         if entry.created_only:
-            await self._take_over_creation(kind, key.namespace, name)
+            await self._take_over_creation(kind, owner.key.namespace, name)
         # With the UID in it the apply can neither create the object nor hit a namesake made meanwhile.
         obj = {**desired.obj, "metadata": {**desired.obj["metadata"], "uid": uid}}
         live = await self._api.apply(kind, obj)
@@ -121,7 +130,8 @@ class Actor:
         self._applied[uid] = (_digest(desired.obj), int(live["metadata"]["resourceVersion"]))
         outcome.changed.append((kind, name, where))
         WRITES.labels(kind=kind.name, action="apply").inc()
-        log.info("Changed %s %s of Model %s: %s was not as planned.", kind.name, name, key, where)
+        extra = _extra(owner, "Changed")
+        log.info("Changed %s %s of %s: %s was not as planned.", kind.name, name, owner.key, where, extra=extra)
 
     async def _take_over_creation(self, kind: Kind, namespace: str, name: str) -> None:
         """Makes the fields that our POST set count as applied.
@@ -140,7 +150,7 @@ class Actor:
         await self._api.patch(kind, namespace, name, body, "application/json-patch+json")
         WRITES.labels(kind=kind.name, action="take-over").inc()
 
-    async def _prune(self, key: ModelKey, kind: Kind, obj: Obj, outcome: Outcome) -> None:
+    async def _prune(self, key: Key, kind: Kind, obj: Obj, outcome: Outcome) -> None:
         try:
             await self._api.delete(kind, key.namespace, name_of(obj), uid_of(obj))
         except ApiError as error:
@@ -159,11 +169,16 @@ class Actor:
         self._applied = {uid: one for uid, one in self._applied.items() if uid in uids}
 
 
-def _log(key: ModelKey, outcome: Outcome) -> None:
-    for done, objects in (("Created", outcome.created), ("Deleted what is no longer wanted:", outcome.deleted)):
+def _log(owner: Owner, outcome: Outcome) -> None:
+    for reason, objects in (("Created", outcome.created), ("Deleted", outcome.deleted)):
         if objects:
             told = ", ".join(f"{kind.name} {name}" for kind, name in objects)
-            log.info("%s %s of Model %s.", done, told, key, extra={"object": str(key)})
+            what = reason if reason == "Created" else "Deleted what is no longer wanted:"
+            log.info("%s %s of %s.", what, told, owner.key, extra=_extra(owner, reason))
+
+
+def _extra(owner: Owner, reason: str) -> dict[str, object]:
+    return {"object": str(owner.key), "generation": owner.generation, "reason": reason}
 
 
 def _digest(obj: Obj) -> str:
@@ -178,13 +193,13 @@ def _ours(manager: Obj, operation: str) -> bool:
     )
 
 
-def _conflict(kind: Kind, live: Obj, observed: Observed) -> str | None:
-    owner = controller_of(live)
-    if owner is not None and owner.get("uid") == observed.uid:
+def _conflict(kind: Kind, live: Obj, owner: Owner) -> str | None:
+    controller = controller_of(live)
+    if controller is not None and controller.get("uid") == owner.uid:
         return None
     name = f"{kind.name} {name_of(live)}"
-    if owner is None:
+    if controller is None:
         return f"the {name} exists and nobody's controller reference is on it"
-    if owner.get("kind") == "Model" and owner.get("name") == observed.key.name:
-        return f"the {name} of an earlier Model of this name is still being removed"
-    return f"the {name} exists and belongs to the {owner.get('kind')} {owner.get('name')}"
+    if (controller.get("kind"), controller.get("name")) == (owner.key.kind, owner.key.name):
+        return f"the {name} of an earlier {owner.key.kind} of this name is still being removed"
+    return f"the {name} exists and belongs to the {controller.get('kind')} {controller.get('name')}"

@@ -6,6 +6,7 @@ sessions, so that writes never queue behind a long list. Every request has a dea
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,15 @@ class ApiError(Exception):
 class Api:
     """Client of one API server; use as an async context manager."""
 
-    def __init__(self, info: kopf.ConnectionInfo, token_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        info: kopf.ConnectionInfo,
+        token_file: Path | None = None,
+        namespace: str = "",
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._namespace = namespace or None
+        self._may_write = may_write
         self._server = info.server.rstrip("/")
         self._headers = info.as_http_headers()
         self._ssl = info.as_ssl_context()
@@ -48,14 +57,30 @@ class Api:
 
     async def __aenter__(self) -> Self:
         self._reads = self._session(8)
-        self._writes = self._session(32)
+        self._writes = self._session(32, [self._guard()])
         return self
 
-    def _session(self, limit: int) -> aiohttp.ClientSession:
+    def _guard(self) -> aiohttp.TraceConfig:
+        """Asks whether to write once more when the connection is there: it may have taken long to get one."""
+
+        async def check(*_: Any) -> None:
+            self._check_leader()
+
+        guard = aiohttp.TraceConfig()
+        guard.on_connection_create_end.append(check)
+        guard.on_connection_reuseconn.append(check)
+        return guard
+
+    def _check_leader(self) -> None:
+        if not self._may_write():
+            raise ApiError(0, "NotLeader", "another process may lead by now, so nothing is written")
+
+    def _session(self, limit: int, traces: Sequence[aiohttp.TraceConfig] = ()) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._ssl, limit=limit),
             timeout=_TIMEOUT,
             headers={"User-Agent": FIELD_MANAGER, "Accept": "application/json"},
+            trace_configs=list(traces),
         )
 
     async def __aexit__(
@@ -65,13 +90,13 @@ class Api:
         await self._writes.close()
 
     async def list(self, kind: Kind) -> tuple[list[Obj], str]:
-        """All objects of a kind that match its selector, in all namespaces, and the list's resourceVersion."""
+        """All objects of a kind that match its selector, in the namespaces watched, and the list's resourceVersion."""
         items: list[Obj] = []
         params = {"limit": str(_PAGE)}
         if kind.selector:
             params["labelSelector"] = kind.selector
         while True:
-            page = await self._send(self._reads, "GET", kind.path(), params=params)
+            page = await self._send(self._reads, "GET", kind.path(self._namespace), params=params)
             items += page.get("items") or []
             if not page["metadata"].get("continue"):
                 return items, str(page["metadata"]["resourceVersion"])
@@ -101,6 +126,11 @@ class Api:
             self._writes, "PATCH", kind.path(namespace, name), params=params, body=body, content_type=content_type
         )
 
+    async def update(self, kind: Kind, obj: Obj) -> Obj:
+        """Replaces an object; ApiError with code 409 unless it still has the resourceVersion in `obj`."""
+        path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        return await self._send(self._writes, "PUT", path, params={"fieldManager": FIELD_MANAGER}, body=obj)
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Deletes the object that has this UID, its dependents in the background."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
@@ -116,6 +146,8 @@ class Api:
         body: Any = None,
         content_type: str = "application/json",
     ) -> Obj:
+        if session is self._writes:
+            self._check_leader()
         self._refresh_token(older_than=_TOKEN_SECONDS)
         data = None if body is None else to_json(body)
         try:

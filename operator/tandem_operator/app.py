@@ -1,9 +1,11 @@
 """Wires the operator together and runs it: watches -> cache -> queue -> workers -> reconcile.
 
-Order of the start: health endpoint, relist as a barrier beside the watches, then the workers and the report polls.
+Order of the start: health endpoint, election, and only in the process that leads: relist as a barrier beside the
+watches, then the workers and the report polls.
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -11,11 +13,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from tandem_operator.api import Api, ApiError
-from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.cache import Cache
 from tandem_operator.config import Config
 from tandem_operator.credentials import connection, token_file
+from tandem_operator.election import Alone, Election, Leadership, identity
 from tandem_operator.health import Health
-from tandem_operator.kinds import WATCHED
+from tandem_operator.kinds import WATCHED, Key
 from tandem_operator.metrics import RECONCILE_SECONDS, RECONCILES
 from tandem_operator.queue import WorkQueue
 from tandem_operator.reconcile import Reconciler
@@ -26,8 +29,8 @@ from tandem_operator.watch import settings_of, watch
 log = logging.getLogger(__name__)
 
 
-async def worker(queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
-    """Reconciles one due Model after the other, until cancelled. No failure of one Model ends it."""
+async def worker(queue: WorkQueue[Key], reconciler: Reconciler) -> None:
+    """Reconciles one due key after the other, until cancelled. No failure of one ends it."""
     while True:
         key = await queue.get()
         try:
@@ -36,19 +39,19 @@ async def worker(queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
             queue.done(key)
 
 
-async def _one(key: ModelKey, queue: WorkQueue[ModelKey], reconciler: Reconciler) -> None:
+async def _one(key: Key, queue: WorkQueue[Key], reconciler: Reconciler) -> None:
     started = time.perf_counter()
     try:
         again = await reconciler.reconcile(key)
     except ApiError as error:
         delay = queue.retry(key)
         RECONCILES.labels(result="refused").inc()
-        log.warning("Model %s is not as planned yet: %s. The next try is in %.1f s.", key, error, delay)
+        log.warning("%s is not as planned yet: %s. The next try is in %.1f s.", key, error, delay)
         return
     except Exception:
         delay = queue.retry(key)
         RECONCILES.labels(result="failed").inc()
-        log.exception("The reconcile of Model %s failed by a defect of the operator; next try in %.1f s.", key, delay)
+        log.exception("The reconcile of %s failed by a defect of the operator; next try in %.1f s.", key, delay)
         return
     finally:
         RECONCILE_SECONDS.observe(time.perf_counter() - started)
@@ -76,14 +79,15 @@ def at_exit(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 class Operator:
     """All parts of one operator process."""
 
-    def __init__(self, config: Config, master: bytes, api: Api) -> None:
+    def __init__(self, config: Config, master: bytes, api: Api, election: Leadership) -> None:
         self._config = config
-        self.queue: WorkQueue[ModelKey] = WorkQueue()
+        self._election = election
+        self.queue: WorkQueue[Key] = WorkQueue()
         self.cache = Cache(self.queue.add)
-        self.reports = Reports(self.cache.all_pods, self.queue.add, master, config.report_port)
+        self.reports = Reports(self.cache.all_pods, self.queue.add, self.cache.everyone, master, config.report_port)
         self.reconciler = Reconciler(api, self.cache, self.reports, config, master)
         self.relister = Relister(api, self.cache, config.relist_seconds, self._forget)
-        self.health = Health(self.relister, self.queue, self.cache, config.relist_seconds, self._ended)
+        self.health = Health(self.relister, self.queue, self.cache, config.relist_seconds, self._ended, election)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._failure = ""
@@ -100,7 +104,7 @@ class Operator:
         self._tasks.append(task)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
+        if task.cancelled() or self._failure:
             return
         self._failure = f"the task {task.get_name()} has ended: {task.exception()!r}"
         log.error("The operator ends, since %s.", self._failure, exc_info=task.exception())
@@ -112,10 +116,21 @@ class Operator:
             for _ in range(self._config.workers):
                 group.create_task(worker(self.queue, self.reconciler))
 
+    async def _campaign(self) -> None:
+        """Ends the process once the lead is lost: what works in it is cut off at once."""
+        self._failure = await self._election.run()
+        log.error("The operator ends, since %s.", self._failure)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._stop.set()
+
     async def _end(self) -> None:
+        self._stop.set()  # after a signal kopf would wait 5 s for the task of its own that waits for this
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._election.release()
         await self.health.stop()
 
     async def run(self) -> str:
@@ -124,22 +139,28 @@ class Operator:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)  # kopf puts its own in place later
         port = await self.health.start(self._config.health_host, self._config.health_port)
-        log.info("The operator watches %d kinds; its health is told on port %d.", len(WATCHED), port)
-        self._start("relist", self.relister.run())
-        self._start("reports", self.reports.run())
-        self._start("workers", self._work())
+        log.info("The operator has started; its health is told on port %d.", port)
+        self._start("election", self._campaign())
         try:
-            # kopf looks for the kinds once, at its start: they must be there, and the API server must answer.
-            if await self._first_of(self.relister.listed.wait(), self._stop.wait()):
-                await self._watch()
+            if await self._first_of(self._election.led.wait(), self._stop.wait()):
+                await self._lead()
         finally:
             await self._end()
             loop.set_exception_handler(at_exit)
         return self._failure
 
+    async def _lead(self) -> None:
+        log.info("The operator watches %d kinds in %s.", len(WATCHED), self._config.namespace or "all namespaces")
+        self._start("relist", self.relister.run())
+        self._start("reports", self.reports.run())
+        self._start("workers", self._work())
+        # kopf looks for the kinds once, at its start: they must be there, and the API server must answer.
+        if await self._first_of(self.relister.listed.wait(), self._stop.wait()):
+            await self._watch()
+
     async def _watch(self) -> None:
         """Watches until told to end. What ends kopf is of its private types, and a restart is the cure for any."""
-        watching = watch(self.cache, settings_of(), self._stop, self._end)
+        watching = watch(self.cache, settings_of(), self._stop, self._end, self.relister.heard, self._config.namespace)
         (ended,) = await asyncio.gather(watching, return_exceptions=True)
         if isinstance(ended, Exception):
             self._failure = self._failure or f"the watches failed: {ended}"
@@ -157,5 +178,12 @@ class Operator:
 
 async def run(config: Config, master: bytes) -> str:
     """Runs the operator with the credentials of its surroundings; returns why it failed, or ""."""
-    async with Api(connection(settings_of()), token_file()) as api:
-        return await Operator(config, master, api).run()
+    async with contextlib.AsyncExitStack() as stack:
+        election: Leadership = Alone()
+        if config.election.enabled:
+            # A client of its own: a renewal must never wait for a connection that other requests hold.
+            own = await stack.enter_async_context(Api(connection(settings_of()), token_file()))
+            election = Election(own, config.election, identity())
+        reach = Api(connection(settings_of()), token_file(), config.namespace, election.may_write)
+        api = await stack.enter_async_context(reach)
+        return await Operator(config, master, api, election).run()

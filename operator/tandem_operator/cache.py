@@ -1,6 +1,6 @@
 """The operator's own store of what is in the cluster, fed by watch events and by relists.
 
-Between the watch and the queue: every change is stored here, and the Model that it concerns is nudged. Reconciles
+Between the watch and the queue: every change is stored here, and whomever it concerns is nudged. Reconciles
 read only from here. Watch events and relists arrive in any order, so resourceVersions decide which of two is newer
 (the API server compares them as integers), and what was deleted is remembered for a while.
 """
@@ -8,22 +8,25 @@ read only from here. Watch events and relists arrive in any order, so resourceVe
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from tandem_api.names import FIELD_MANAGER, GROUP, POOL_KIND_LABEL, POOL_LABEL, POOL_UID_LABEL
-from tandem_operator.kinds import MODEL, OWNED, POD, WATCHED, Kind, Obj, controller_of, name_of, namespace_of, uid_of
+from tandem_api.names import FIELD_MANAGER, POOL_UID_LABEL
+from tandem_operator.index import Index
+from tandem_operator.kinds import (
+    CUSTOM,
+    MODEL,
+    OWNED,
+    POD,
+    WATCHED,
+    Key,
+    Kind,
+    Obj,
+    controller_of,
+    name_of,
+    namespace_of,
+    uid_of,
+)
 
 TOMBSTONE_SECONDS = 600.0
-
-
-class ModelKey(NamedTuple):
-    """Names one Model; the key of the work queue."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -48,29 +51,20 @@ def entry_of(obj: Obj) -> Entry:
     return Entry({**obj, "metadata": metadata}, int(metadata.get("resourceVersion") or 0), ours == {"Update"})
 
 
-def model_of(kind: Kind, obj: Obj) -> ModelKey | None:
-    """The Model that an object concerns: itself, its controller, or (for a pod) the one its labels name."""
-    if kind == MODEL:
-        return ModelKey(namespace_of(obj), name_of(obj))
-    if kind == POD:
-        labels = obj["metadata"].get("labels") or {}
-        if labels.get(POOL_KIND_LABEL) != MODEL.name or POOL_LABEL not in labels:
-            return None
-        return ModelKey(namespace_of(obj), labels[POOL_LABEL])
-    owner = controller_of(obj)
-    if owner is None or owner.get("kind") != MODEL.name or not str(owner.get("apiVersion", "")).startswith(f"{GROUP}/"):
-        return None
-    return ModelKey(namespace_of(obj), str(owner["name"]))
+def _identity(model: Obj) -> tuple[object, ...]:
+    """What changes when a Model means something else to others; its status does not."""
+    metadata = model["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), "deletionTimestamp" in metadata
 
 
 class Cache:
-    """Stores objects by kind, namespace and name; calls `nudge` with the Model that each real change concerns."""
+    """Stores objects by kind, namespace and name; calls `nudge` with each key that a real change concerns."""
 
-    def __init__(self, nudge: Callable[[ModelKey], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, nudge: Callable[[Key], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._nudge = nudge
         self._clock = clock
         self._entries: dict[Kind, dict[tuple[str, str], Entry]] = {kind: {} for kind in WATCHED}
-        self._by_model: dict[ModelKey, set[tuple[Kind, str]]] = {}
+        self._index = Index()
         self._tombstones: dict[str, tuple[int, float]] = {}
 
     def put(self, kind: Kind, obj: Obj) -> bool:
@@ -82,13 +76,12 @@ class Cache:
             return False
         if entry.revision <= self._tombstones.get(uid_of(obj), (-1, 0.0))[0]:
             return False
-        if known is not None:
-            self._unindex(kind, known.obj)
+        before = known.obj if known is not None else None
+        if before is not None:
+            self._index.remove(kind, before)
         self._entries[kind][place] = entry
-        key = model_of(kind, obj)
-        if key is not None:
-            self._by_model.setdefault(key, set()).add((kind, place[1]))
-            self._nudge(key)
+        self._index.add(kind, entry.obj)
+        self._tell(kind, before, entry.obj)
         return True
 
     def drop(self, kind: Kind, obj: Obj) -> bool:
@@ -101,10 +94,8 @@ class Cache:
         if known is None or known.revision > revision or uid_of(known.obj) != uid_of(obj):
             return False
         del self._entries[kind][place]
-        self._unindex(kind, known.obj)
-        key = model_of(kind, known.obj)
-        if key is not None:
-            self._nudge(key)
+        self._index.remove(kind, known.obj)
+        self._tell(kind, known.obj, None)
         return True
 
     def replace(self, kind: Kind, objs: Iterable[Obj], revision: int) -> int:
@@ -121,44 +112,56 @@ class Cache:
         self._tombstones = {uid: one for uid, one in self._tombstones.items() if one[1] > now}
         return repaired
 
-    def _unindex(self, kind: Kind, obj: Obj) -> None:
-        key = model_of(kind, obj)
-        if key is None:
-            return
-        members = self._by_model.get(key, set())
-        members.discard((kind, name_of(obj)))
-        if not members:
-            self._by_model.pop(key, None)
+    def _tell(self, kind: Kind, before: Obj | None, after: Obj | None) -> None:
+        both = [obj for obj in (before, after) if obj is not None]
+        keys = {key for obj in both for key in self._index.concerned(kind, obj)}
+        if kind == MODEL and (before is None or after is None or _identity(before) != _identity(after)):
+            keys |= {key for obj in both for key in self._index.beside(obj)}
+        for key in keys:
+            self._nudge(key)
 
     def get(self, kind: Kind, namespace: str, name: str) -> Entry | None:
         """One stored object, or None."""
         return self._entries[kind].get((namespace, name))
 
-    def models(self) -> list[ModelKey]:
-        """The keys of all Models that exist."""
-        return [ModelKey(*place) for place in self._entries[MODEL]]
+    def keys(self) -> list[Key]:
+        """The keys of all Models and ModelPools that exist."""
+        return [Key(kind.name, *place) for kind in CUSTOM for place in self._entries[kind]]
 
-    def owned(self, key: ModelKey, uid: str) -> list[tuple[Kind, Entry]]:
-        """The objects whose controller is the Model `key` with this UID, by kind and name."""
+    def names(self, kind: Kind, namespace: str) -> list[str]:
+        """Names of all objects of a kind in a namespace."""
+        return sorted(name for place, name in self._entries[kind] if place == namespace)
+
+    def everyone(self, pool: Key) -> set[Key]:
+        """A pool, and the Models that a ModelPool serves."""
+        return self._index.everyone(pool)
+
+    def members(self, pool: Key) -> list[Entry]:
+        """The Models that name the ModelPool `pool`, by name."""
+        return self._models(pool.namespace, self._index.members(pool))
+
+    def claimants(self, namespace: str, word: str) -> list[Entry]:
+        """The Models of a namespace that have `word` as name or alias, by name."""
+        return self._models(namespace, self._index.claimants(namespace, word))
+
+    def _models(self, namespace: str, names: Iterable[str]) -> list[Entry]:
+        return [entry for name in names if (entry := self.get(MODEL, namespace, name)) is not None]
+
+    def owned(self, key: Key, uid: str) -> list[tuple[Kind, Entry]]:
+        """The objects whose controller is the pool `key` with this UID, by kind and name."""
         found = []
-        for kind, name in sorted(self._by_model.get(key, ()), key=lambda one: (one[0].name, one[1])):
-            entry = self._entries[kind].get((key.namespace, name))
-            if entry is None or kind not in OWNED:
-                continue
-            owner = controller_of(entry.obj)
-            if owner is not None and owner.get("uid") == uid:
+        for kind, name in self._index.objects(key):
+            entry = self.get(kind, key.namespace, name)
+            owner = controller_of(entry.obj) if entry is not None and kind in OWNED else None
+            if entry is not None and owner is not None and owner.get("uid") == uid:
                 found.append((kind, entry))
         return found
 
-    def pods(self, key: ModelKey, uid: str) -> list[Obj]:
+    def pods(self, key: Key, uid: str) -> list[Obj]:
         """The pods of the pool with this UID, by name."""
-        names = sorted(name for kind, name in self._by_model.get(key, ()) if kind == POD)
-        entries = [self._entries[POD].get((key.namespace, name)) for name in names]
-        return [
-            entry.obj
-            for entry in entries
-            if entry is not None and entry.obj["metadata"]["labels"].get(POOL_UID_LABEL) == uid
-        ]
+        names = [name for kind, name in self._index.objects(key) if kind == POD]
+        objs = [entry.obj for name in names if (entry := self.get(POD, key.namespace, name)) is not None]
+        return [obj for obj in objs if obj["metadata"]["labels"].get(POOL_UID_LABEL) == uid]
 
     def all_pods(self) -> list[Obj]:
         """Every pod of every pool."""

@@ -7,10 +7,10 @@ whoever may create a Model cannot choose what runs.
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from tandem_api.names import INTERNAL_PORT
@@ -57,10 +57,50 @@ class ServerConfig(_Part):
     startup_seconds: int = Field(600, ge=10, le=86_400, description="until the front end must answer its health probe")
 
 
+class ElectionConfig(_Part):
+    """Which of several operators leads; see `lease` for what the times mean."""
+
+    enabled: bool = False
+    namespace: str = Field("", description="of the Lease")
+    name: str = Field("tandem-operator", min_length=1, description="of the Lease")
+    lease_seconds: int = Field(15, ge=1, le=3600)
+    renew_seconds: float = Field(10.0, gt=0)
+    retry_seconds: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.retry_seconds < self.renew_seconds < self.lease_seconds:
+            raise ValueError("retrySeconds must be less than renewSeconds, and that less than leaseSeconds")
+        if self.enabled and not self.namespace:
+            raise ValueError("an election needs the namespace of its Lease")
+        return self
+
+
+class NetworkPolicyConfig(_Part):
+    """The NetworkPolicy of each pool; `extra_from` are peers, as Kubernetes has them, that may reach its pods too."""
+
+    enabled: bool = True
+    extra_from: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class PodTemplateAllows(StrEnum):
+    """What the pod template of a ModelPool may do only where it is allowed here."""
+
+    HOST_NAMESPACES = "HostNamespaces"
+    HOST_PATH = "HostPath"
+    PRIVILEGED = "Privileged"
+    SERVICE_ACCOUNT = "ServiceAccount"
+
+
 class Config(_Part):
     """All settings of the operator."""
 
     server: ServerConfig
+    namespace: str = Field("", description='whose objects it cares for; "" is all namespaces')
+    install_namespace: str = Field("", description="where it runs itself")
+    election: ElectionConfig = ElectionConfig()
+    network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
+    pod_template_allows: list[PodTemplateAllows] = Field(default_factory=list)
     workers: int = Field(8, ge=1, le=64, description="reconciles that run at once")
     relist_seconds: float = Field(60.0, gt=0, le=3600)
     gauge_seconds: float = Field(10.0, ge=0, le=600, description="least time between two writes of one Model's gauges")

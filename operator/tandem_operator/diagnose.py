@@ -45,16 +45,42 @@ def sentence(text: str) -> str:
 
 
 def diagnose(pod: PodView, model: str) -> Diagnosis:
-    """The state of one pod with respect to the model it is there for."""
+    """The state of one pod with respect to a model it is there for."""
+    hindered = _hindered(pod)
+    if hindered is not None:
+        return hindered
+    entry = pod.model(model)
+    if entry is not None:
+        return _reported(pod, entry)
+    if pod.seen.report is not None:
+        return Diagnosis("CatalogNotRead", f"Pod {pod.name} has not read the catalog that names the model yet.")
+    return _silent(pod)
+
+
+def diagnose_pod(pod: PodView) -> Diagnosis:
+    """The state of one pod, whatever models it holds."""
+    hindered = _hindered(pod)
+    if hindered is not None:
+        return hindered
+    if pod.ready:
+        return Diagnosis("Serving", f"Pod {pod.name} takes requests.", serving=True)
+    failed = [
+        entry for entry in (pod.seen.report.models if pod.seen.report else ()) if entry.state == ModelState.FAILED
+    ]
+    loading = [entry for entry in (pod.seen.report.models if pod.seen.report else ()) if entry.progress is not None]
+    if failed:
+        told = sentence(failed[0].last_error or "it gave no cause")
+        return Diagnosis("LoadFailed", f"Pod {pod.name} could not load {failed[0].name}: {told}", stuck=True)
+    if loading:
+        return Diagnosis("Loading", f"Pod {pod.name} {progress_of(loading[0])} ({loading[0].name}).")
+    return _silent(pod)
+
+
+def _hindered(pod: PodView) -> Diagnosis | None:
+    """What Kubernetes says against a pod."""
     if pod.terminating:
         return Diagnosis("Draining", f"Pod {pod.name} finishes its last requests and ends.")
-    for found in (_scheduling(pod), _container(pod)):
-        if found is not None:
-            return found
-    entry = pod.model(model)
-    if entry is None:
-        return _silent(pod)
-    return _reported(pod, entry)
+    return _scheduling(pod) or _container(pod)
 
 
 def _scheduling(pod: PodView) -> Diagnosis | None:
@@ -108,9 +134,13 @@ def _silent(pod: PodView) -> Diagnosis:
 
 
 def _reported(pod: PodView, entry: ModelReport) -> Diagnosis:
-    if entry.state == ModelState.FAILED:
+    # A load that is tried again after a failure is told as the failure, until it is loaded or fails in another way.
+    retried = entry.state == ModelState.LOADING and entry.last_error and entry.artifact is None
+    if entry.state == ModelState.FAILED or retried:
         told = sentence(entry.last_error or "it gave no cause")
-        return Diagnosis("LoadFailed", f"Pod {pod.name} could not load the model: {told}", stuck=True)
+        return Diagnosis(
+            entry.error_reason or "LoadFailed", f"Pod {pod.name} could not load the model: {told}", stuck=True
+        )
     if entry.state == ModelState.LOADING:
         message = f"Pod {pod.name} {progress_of(entry)}."
         if entry.last_error:

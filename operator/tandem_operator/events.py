@@ -1,4 +1,4 @@
-"""Posts Events about Models, after the status was written. `kubectl describe model` shows them.
+"""Posts Events about Models and ModelPools, after the status was written. `kubectl describe model` shows them.
 
 Events are a courtesy: one that cannot be posted is logged and never holds up or fails a reconcile.
 """
@@ -6,14 +6,14 @@ Events are a courtesy: one that cannot be posted is logged and never holds up or
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
 from tandem_api.names import API_VERSION, FIELD_MANAGER
 from tandem_operator.api import ApiError
-from tandem_operator.kinds import EVENT, MODEL, Kind, Obj
-from tandem_operator.observe import Observed
+from tandem_operator.kinds import EVENT, Key, Kind, Obj
+from tandem_operator.observe import PodView
 from tandem_operator.transitions import Happening
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,13 @@ class Creator(Protocol):
     async def create(self, kind: Kind, obj: Obj) -> Obj: ...
 
 
-def event_of(observed: Observed, happening: Happening, now: datetime, unique: str) -> Obj:
+def event_of(key: Key, uid: str, happening: Happening, now: datetime, unique: str) -> Obj:
     """The Event object of a happening."""
     note = happening.note.encode()[:_LONGEST_NOTE].decode(errors="ignore")
     return {
         "apiVersion": EVENT.api_version,
         "kind": EVENT.name,
-        "metadata": {"name": f"{observed.key.name}.{unique}", "namespace": observed.key.namespace},
+        "metadata": {"name": f"{key.name}.{unique}", "namespace": key.namespace},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "reportingController": f"tandem.dev/{FIELD_MANAGER}",
         "reportingInstance": os.environ.get("HOSTNAME") or FIELD_MANAGER,
@@ -42,10 +42,10 @@ def event_of(observed: Observed, happening: Happening, now: datetime, unique: st
         "reason": happening.reason,
         "regarding": {
             "apiVersion": API_VERSION,
-            "kind": MODEL.name,
-            "namespace": observed.key.namespace,
-            "name": observed.key.name,
-            "uid": observed.uid,
+            "kind": key.kind,
+            "namespace": key.namespace,
+            "name": key.name,
+            "uid": uid,
         },
         "note": note,
         "type": "Warning" if happening.warning else "Normal",
@@ -58,17 +58,18 @@ class Recorder:
     def __init__(self, api: Creator, unique: Callable[[], str] = lambda: f"{time.time_ns():x}") -> None:
         self._api = api
         self._unique = unique
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[tuple[str, str], int] = {}
 
-    def deaths(self, observed: Observed) -> list[Happening]:
-        """Runners that died since the last call. What was so before the operator started is not told again."""
+    def deaths(self, key: Key, pods: Iterable[PodView]) -> list[Happening]:
+        """Runners of the Model `key` that died since the last call. What was so before the start is not told again."""
         found = []
-        for pod in observed.pods:
-            entry = pod.model(observed.key.name)
+        for pod in pods:
+            entry = pod.model(key.name)
             if entry is None:
                 continue
-            known = self._restarts.get(pod.uid)
-            self._restarts[pod.uid] = entry.restarts
+            place = (pod.uid, key.name)
+            known = self._restarts.get(place)
+            self._restarts[place] = entry.restarts
             if known is not None and entry.restarts > known:
                 cause = entry.last_error or "no cause was reported"
                 note = f"The runner in pod {pod.name} died and is started again (restart {entry.restarts}): {cause}"
@@ -77,13 +78,13 @@ class Recorder:
 
     def forget(self, pods: set[str]) -> None:
         """Drops what is remembered of pods other than those with the UIDs that still exist."""
-        self._restarts = {uid: count for uid, count in self._restarts.items() if uid in pods}
+        self._restarts = {place: count for place, count in self._restarts.items() if place[0] in pods}
 
-    async def post(self, observed: Observed, found: list[Happening]) -> None:
+    async def post(self, key: Key, uid: str, found: Sequence[Happening]) -> None:
         """Posts each of the happenings, in order."""
         for happening in found:
-            event = event_of(observed, happening, datetime.now(UTC), self._unique())
+            event = event_of(key, uid, happening, datetime.now(UTC), self._unique())
             try:
                 await self._api.create(EVENT, event)
             except ApiError as error:
-                log.warning("The Event %s of Model %s could not be posted: %s.", happening.reason, observed.key, error)
+                log.warning("The Event %s of %s could not be posted: %s.", happening.reason, key, error)

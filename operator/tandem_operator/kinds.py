@@ -4,9 +4,9 @@ First on the path of a reconcile: the watcher, the relist and the client all add
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from tandem_api.names import GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
+from tandem_api.names import CREDENTIALS_LABEL, GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 
 Obj = dict[str, Any]
 """One Kubernetes object, as JSON has it."""
@@ -41,16 +41,37 @@ class Kind:
 
 
 MODEL = Kind(GROUP, VERSION, "models", "Model", selector=None)
+MODEL_POOL = Kind(GROUP, VERSION, "modelpools", "ModelPool", selector=None)
 CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
-SECRET = Kind("", "v1", "secrets", "Secret")
+SECRET = Kind("", "v1", "secrets", "Secret", selector=CREDENTIALS_LABEL)
+"""The operator's own, and those that Models may name: one label with two values, since a watch has one selector."""
 SERVICE = Kind("", "v1", "services", "Service")
+NETWORK_POLICY = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+BUDGET = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
 POD = Kind("", "v1", "pods", "Pod")
 EVENT = Kind("events.k8s.io", "v1", "events", "Event", selector=None)
 
-OWNED = (CONFIG_MAP, SECRET, SERVICE, DEPLOYMENT)
-"""What a Model owns, in the order of creation: a Deployment's pods need the ConfigMap and the Secret."""
-WATCHED = (MODEL, *OWNED, POD)
+OWNED = (CONFIG_MAP, SECRET, SERVICE, NETWORK_POLICY, BUDGET, DEPLOYMENT)
+"""What a pool owns, in the order of creation: a Deployment's pods need the ConfigMap and the Secrets."""
+CUSTOM = (MODEL, MODEL_POOL)
+WATCHED = (*CUSTOM, *OWNED, POD)
+
+
+class Key(NamedTuple):
+    """Names one Model or ModelPool; the key of the work queue."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
 
 
 def namespace_of(obj: Obj) -> str:
@@ -66,6 +87,12 @@ def name_of(obj: Obj) -> str:
 def uid_of(obj: Obj) -> str:
     """The UID that the API server gave `obj`, or "" before it has one."""
     return str(obj["metadata"].get("uid", ""))
+
+
+def spec_of(obj: Obj) -> Obj:
+    """The spec of `obj`; empty when it has none."""
+    spec = obj.get("spec")
+    return spec if isinstance(spec, dict) else {}
 
 
 def controller_of(obj: Obj) -> Obj | None:

@@ -1,4 +1,4 @@
-"""Second step of a reconcile: what should exist for a Model. Pure: equal inputs give equal objects, no I/O.
+"""Second step of a reconcile: what should exist for a pool. Pure: equal inputs give equal objects, no I/O.
 
 Every object bears a digest of itself. A live object with another digest is out of date; one with the same digest
 that lacks something desired was changed by somebody. Neither needs the operator's memory, so a restart writes nothing.
@@ -6,16 +6,19 @@ that lacks something desired was changed by somebody. Neither needs the operator
 
 import base64
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic_core import to_json
 
-from tandem_api.catalog import ALL_PODS, Catalog, CatalogModel
+from tandem_api.catalog import Catalog
 from tandem_api.keys import pool_key
-from tandem_api.model import ModelSpec
 from tandem_api.names import (
     API_VERSION,
     CATALOG_FILE,
     COMPONENT_LABEL,
+    CREDENTIALS_LABEL,
+    CREDENTIALS_OWN,
     HTTP_PORT,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -25,49 +28,72 @@ from tandem_api.names import (
     POOL_UID_LABEL,
     SERVER_COMPONENT,
     TEMPLATE_HASH_ANNOTATION,
-    owned_name,
 )
-from tandem_operator.cache import ModelKey
-from tandem_operator.config import ServerConfig
-from tandem_operator.kinds import CONFIG_MAP, DEPLOYMENT, MODEL, SECRET, SERVICE, Kind, Obj
-from tandem_operator.observe import Desired, Observed, Plan
+from tandem_operator.admit import Hold
+from tandem_operator.catalog_of_pool import catalog_of, listed
+from tandem_operator.config import Config
+from tandem_operator.credentials_of_pool import digest, gathered
+from tandem_operator.guards import budget_spec, network_policy_spec
+from tandem_operator.kinds import (
+    BUDGET,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    NETWORK_POLICY,
+    SECRET,
+    SERVICE,
+    Key,
+    Kind,
+    Obj,
+    name_of,
+)
+from tandem_operator.observe import Pool
 from tandem_operator.pods import deployment_spec
 
 
-def selector_of(key: ModelKey, uid: str) -> dict[str, str]:
-    """Labels that the pods of this very Model have, and those of an earlier one of the same name have not."""
-    return {POOL_KIND_LABEL: MODEL.name, POOL_LABEL: key.name, POOL_UID_LABEL: uid}
+@dataclass(frozen=True)
+class Desired:
+    """One object that should exist."""
+
+    kind: Kind
+    obj: Obj
 
 
-def _labels(key: ModelKey, uid: str) -> dict[str, str]:
-    return {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: SERVER_COMPONENT, **selector_of(key, uid)}
+@dataclass(frozen=True)
+class Plan:
+    """What should exist for a pool, in the order of creation. `catalog` is what its pods should have read."""
+
+    objects: tuple[Desired, ...] = ()
+    catalog: Catalog | None = None
+
+    @property
+    def names(self) -> set[tuple[Kind, str]]:
+        """Kind and name of each object."""
+        return {(one.kind, name_of(one.obj)) for one in self.objects}
 
 
-def catalog_of(key: ModelKey, uid: str, spec: ModelSpec) -> Catalog:
-    """The catalog of a pool of one: its Model, which every pod loads before it turns ready.
-
-    The Model's generation is left out: it counts changes of fields that no pod reads, such as `replicas`.
-    """
-    model = CatalogModel.of(key.name, uid, spec)
-    return Catalog(
-        namespace=key.namespace, pool=key.name, models=[model], preload={ALL_PODS: [key.name]}
-    ).with_revision()
+def selector_of(pool: Pool) -> dict[str, str]:
+    """Labels that the pods of this very pool have, and those of an earlier one of the same name have not."""
+    return {POOL_KIND_LABEL: pool.key.kind, POOL_LABEL: pool.key.name, POOL_UID_LABEL: pool.uid}
 
 
-def _object(kind: Kind, observed: Observed, content: Obj) -> Desired:
-    key = observed.key
+def _labels(pool: Pool) -> dict[str, str]:
+    return {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: SERVER_COMPONENT, **selector_of(pool)}
+
+
+def _object(kind: Kind, pool: Pool, content: Obj, suffix: str = "") -> Desired:
     owner = {
         "apiVersion": API_VERSION,
-        "kind": MODEL.name,
-        "name": key.name,
-        "uid": observed.uid,
+        "kind": pool.key.kind,
+        "name": pool.key.name,
+        "uid": pool.uid,
         "controller": True,
         "blockOwnerDeletion": True,
     }
+    labels = _labels(pool) | ({CREDENTIALS_LABEL: CREDENTIALS_OWN} if kind == SECRET else {})
     metadata: Obj = {
-        "name": owned_name(MODEL.name, key.name),
-        "namespace": key.namespace,
-        "labels": _labels(key, observed.uid),
+        "name": f"{pool.name}{suffix}",
+        "namespace": pool.key.namespace,
+        "labels": labels,
         "ownerReferences": [owner],
     }
     obj: Obj = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, **content}
@@ -75,26 +101,35 @@ def _object(kind: Kind, observed: Observed, content: Obj) -> Desired:
     return Desired(kind, obj)
 
 
-def plan(observed: Observed, server: ServerConfig, master: bytes) -> Plan:
-    """What should exist for a valid Model, in the order of creation. Raises ValueError for an invalid one."""
-    if observed.spec is None:
-        raise ValueError(f"the Model {observed.key} is invalid: {observed.invalid}")
-    key, uid = observed.key, observed.uid
-    catalog = catalog_of(key, uid, observed.spec)
-    pool_key_data = base64.b64encode(pool_key(master, uid).encode()).decode()
-    selector = selector_of(key, uid)
+def _opaque(data: dict[str, str]) -> Obj:
+    return {"type": "Opaque", "data": data}
+
+
+def plan(pool: Pool, holds: Mapping[Key, Hold], config: Config, master: bytes) -> Plan:
+    """What should exist for a valid pool whose Models `holds` are held. Raises ValueError for an invalid one."""
+    if pool.spec is None:
+        raise ValueError(f"the {pool.key} is invalid: {pool.invalid}")
+    entries, members = listed(pool, holds)
+    data = gathered(pool, members)
+    catalog = catalog_of(pool, entries, members, digest(data, master))
+    selector = selector_of(pool)
     service = {
         "type": "ClusterIP",
         "selector": selector,
         "ports": [{"name": "http", "port": HTTP_PORT, "targetPort": "http"}],
     }
-    workload = deployment_spec(owned_name(MODEL.name, key.name), _labels(key, uid), selector, observed.spec, server)
-    return Plan(
-        objects=(
-            _object(CONFIG_MAP, observed, {"data": {CATALOG_FILE: catalog.to_json()}}),
-            _object(SECRET, observed, {"type": "Opaque", "data": {POOL_KEY_FILE: pool_key_data}}),
-            _object(SERVICE, observed, {"spec": service}),
-            _object(DEPLOYMENT, observed, {"spec": workload}),
-        ),
-        catalog=catalog,
-    )
+    key = base64.b64encode(pool_key(master, pool.uid).encode()).decode()
+    objects = [
+        _object(CONFIG_MAP, pool, {"data": {CATALOG_FILE: catalog.to_json()}}),
+        _object(SECRET, pool, _opaque({POOL_KEY_FILE: key})),
+    ]
+    if data:
+        objects.append(_object(SECRET, pool, _opaque(data), "-credentials"))
+    objects.append(_object(SERVICE, pool, {"spec": service}))
+    if config.network_policy.enabled and config.install_namespace:
+        policy = network_policy_spec(selector, config.install_namespace, config.network_policy)
+        objects.append(_object(NETWORK_POLICY, pool, {"spec": policy}))
+    objects.append(_object(BUDGET, pool, {"spec": budget_spec(selector)}))
+    workload = deployment_spec(pool, _labels(pool), selector, config.server)
+    objects.append(_object(DEPLOYMENT, pool, {"spec": workload}))
+    return Plan(tuple(objects), catalog)

@@ -1,30 +1,34 @@
-"""One reconcile of one Model: observe -> plan -> act -> status. Level-triggered, idempotent; knows nothing of kopf.
+"""One reconcile of one key: observe -> admit -> plan -> act -> status. Level-triggered, idempotent; no kopf.
 
-Called by the workers of the queue with a key; raises ApiError when the API server refuses or is out of reach, and the
-worker tries again later.
+A ModelPool, and a Model with pods of its own, are planned and acted for by the same code; a Model of a shared pool only
+tells its status. Called by the workers of the queue; raises ApiError when the API server cannot be reached or has the
+object changed meanwhile, and the worker tries again later.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tandem_api.names import API_VERSION, CATALOG_REVISION_ANNOTATION, STATUS_FIELD_MANAGER
-from tandem_api.status import ConditionStatus, ModelStatus
-from tandem_operator.act import Actor, Outcome, Writer
+from tandem_api.names import CATALOG_REVISION_ANNOTATION
+from tandem_operator.act import Actor, Outcome, Owner, Writer
+from tandem_operator.admit import Hold, hold_of, hold_of_member, hold_of_pool
 from tandem_operator.api import ApiError
-from tandem_operator.cache import Cache, ModelKey
+from tandem_operator.cache import Cache
 from tandem_operator.config import Config
 from tandem_operator.events import Recorder
-from tandem_operator.kinds import MODEL, POD
-from tandem_operator.metrics import STATUS_WRITES, WRITES
-from tandem_operator.observe import Observed, Seen, observe
-from tandem_operator.plan import plan
+from tandem_operator.kinds import MODEL_POOL, POD, Key
+from tandem_operator.metrics import WRITES
+from tandem_operator.observe import Observed, PodView, Pool, Seen, observe, observe_pool
+from tandem_operator.plan import Plan, plan
+from tandem_operator.pool_status import compute_pool
 from tandem_operator.refresh import Refresher
 from tandem_operator.reports import Reports, target_of
-from tandem_operator.status import compute, fields_of, urgent
-from tandem_operator.transitions import Happening, happenings
+from tandem_operator.scale_down import costs
+from tandem_operator.status import compute
+from tandem_operator.tell import Subject, Teller
+from tandem_operator.transitions import happenings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,10 @@ class Again:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _soonest(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 class Reconciler:
@@ -58,82 +66,97 @@ class Reconciler:
         self._reports = reports
         self._config = config
         self._master = master
-        self._clock = clock
         self._actor = Actor(api, cache)
         self._recorder = Recorder(api)
         self._refresher = Refresher(clock)
-        self._status_written: dict[ModelKey, float] = {}
+        self._teller = Teller(api, cache, config.gauge_seconds, clock)
 
-    async def reconcile(self, key: ModelKey) -> Again:
-        """Brings one Model's objects and status to what they should be."""
-        observed = observe(self._cache, self._reports.seen, key)
-        if observed is None or observed.deleting:
+    async def reconcile(self, key: Key) -> Again:
+        """Brings the objects and the status of one Model or ModelPool to what they should be."""
+        return await (self._pool(key) if key.kind == MODEL_POOL.name else self._model(key))
+
+    async def _pool(self, key: Key) -> Again:
+        pool = observe_pool(self._cache, self._reports.seen, key)
+        if pool is None or pool.deleting:
             # Owner references make the garbage collector remove everything; there is no finalizer to release.
-            self._status_written.pop(key, None)
+            self._teller.forget_key(key)
             return Again()
-        outcome, look_again = Outcome(), None
-        if observed.spec is not None:
-            planned = plan(observed, self._config.server, self._master)
-            outcome = await self._actor.act(observed, planned)
-            look_again = await self._refresh(observed, planned.catalog.revision)
+        held = {one.key: hold for one in pool.members if (hold := hold_of_member(one, pool)) is not None}
+        hold = hold_of_pool(pool, self._config)
+        outcome, look_again = await self._carry_out(pool, hold, held)
         # What was just written is part of what the status tells.
-        fresh = observe(self._cache, self._reports.seen, key) or observed
-        due = await self._tell(fresh, outcome)
-        waits = [wait for wait in (look_again, due) if wait is not None]
-        return Again(min(waits) if waits else None, hindered=bool(outcome.conflicts or outcome.refused))
+        pool = observe_pool(self._cache, self._reports.seen, key) or pool
+        after = pool.status if _unheard(pool.pods) else compute_pool(pool, outcome, hold, held, _now())
+        subject = Subject(key, pool.uid, pool.generation, pool.status)
+        due = await self._teller.write(subject, after)
+        found = happenings(pool.status, after, outcome, pool.wanted, ())
+        await self._teller.tell(subject, after, found, self._recorder)
+        return Again(_soonest(look_again, due), hindered=bool(outcome.conflicts or outcome.refused))
 
-    async def _refresh(self, observed: Observed, revision: str) -> float | None:
-        for pod in observed.pods:
+    async def _model(self, key: Key) -> Again:
+        observed = observe(self._cache, self._reports.seen, key)
+        if observed is None or observed.member.deleting:
+            self._teller.forget_key(key)
+            return Again()
+        hold = hold_of(observed)
+        outcome, look_again = Outcome(), None
+        if observed.pool is not None and not observed.pool.shared:
+            holds = {key: hold} if hold is not None else {}
+            outcome, look_again = await self._carry_out(observed.pool, hold, holds)
+        elif observed.pool is not None and observed.own and hold is None:
+            outcome = await self._leave_own_pool(observed)
+        observed = observe(self._cache, self._reports.seen, key) or observed
+        member, pods = observed.member, observed.pods
+        after = member.status if _unheard(pods) else compute(observed, outcome, hold, _now())
+        subject = Subject(key, member.uid, member.generation, member.status)
+        due = await self._teller.write(subject, after)
+        own = observed.pool if observed.pool is not None and not observed.pool.shared else None
+        # Pods of a shared pool may have started long before somebody asked for this model.
+        started = own.pods if own is not None else ()
+        happened = happenings(member.status, after, outcome, own.wanted if own is not None else 0, started)
+        found = self._recorder.deaths(key, pods) + happened
+        await self._teller.tell(subject, after, found, self._recorder)
+        return Again(_soonest(look_again, due), hindered=bool(outcome.conflicts or outcome.refused))
+
+    async def _carry_out(self, pool: Pool, hold: Hold | None, held: Mapping[Key, Hold]) -> tuple[Outcome, float | None]:
+        """Makes what a pool needs, unless it is held as a whole; returns what was done and when to look again."""
+        if hold is not None:
+            return Outcome(), None
+        planned = plan(pool, held, self._config, self._master)
+        await self._choose_victims(pool)
+        outcome = await self._actor.act(Owner(pool.key, pool.uid, pool.generation, pool.owned), planned)
+        revision = planned.catalog.revision if planned.catalog is not None else ""
+        return outcome, await self._refresh(pool, revision)
+
+    async def _leave_own_pool(self, observed: Observed) -> Outcome:
+        """Removes the pods of its own that a Model had before it joined a shared pool; they drain."""
+        member = observed.member
+        return await self._actor.act(Owner(member.key, member.uid, member.generation, observed.own), Plan())
+
+    async def _choose_victims(self, pool: Pool) -> None:
+        """Before pods become fewer, tells Kubernetes which are the least busy."""
+        for pod, annotations in costs(pool):
+            await self._annotate(pool, pod, annotations, "cost")
+
+    async def _refresh(self, pool: Pool, revision: str) -> float | None:
+        for pod in pool.pods:
             self._reports.expect(pod.uid, revision)
-        touches, again = self._refresher.due(observed.pods, revision)
+        touches, again = self._refresher.due(pool.pods, revision)
         for touch in touches:
-            body = {"metadata": {"uid": touch.pod.uid, "annotations": {CATALOG_REVISION_ANNOTATION: touch.value}}}
-            name = touch.pod.name
-            try:
-                await self._api.patch(POD, observed.key.namespace, name, body, "application/merge-patch+json")
-            except ApiError as error:
-                if error.code not in (404, 409):  # the pod is gone, or another has its name
-                    raise
-                continue
-            WRITES.labels(kind=POD.name, action="touch").inc()
-            log.info("Touched pod %s of Model %s, so that it reads catalog %s.", name, observed.key, touch.value)
+            if await self._annotate(pool, touch.pod, {CATALOG_REVISION_ANNOTATION: touch.value}, "touch"):
+                log.info("Touched pod %s of %s, so that it reads catalog %s.", touch.pod.name, pool.key, touch.value)
         return again
 
-    async def _tell(self, observed: Observed, outcome: Outcome) -> float | None:
-        """Writes the status when it changed; returns in how many seconds a change that may wait is due."""
-        before = observed.status
-        # A pod that was never asked since the start may well hold the model: to write that nobody knows, only to take
-        # it back a moment later, helps no one. Its first answer, or the lack of one, nudges the Model again.
-        unheard = any(pod.seen == Seen() and target_of(pod.obj) is not None for pod in observed.pods)
-        after = before if unheard else compute(observed, outcome, _now())
-        found = self._recorder.deaths(observed) + happenings(observed, outcome, after)
-        wait: float | None = None
-        if fields_of(before) != fields_of(after):
-            since = self._clock() - self._status_written.get(observed.key, float("-inf"))
-            if urgent(before, after) or since >= self._config.gauge_seconds:
-                await self._write(observed, after)
-            else:
-                wait = self._config.gauge_seconds - since
-        _log(observed, found, after)
-        await self._recorder.post(observed, found)
-        return wait
-
-    async def _write(self, observed: Observed, status: ModelStatus) -> None:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": MODEL.name,
-            "metadata": {"name": observed.key.name, "namespace": observed.key.namespace, "uid": observed.uid},
-            "status": fields_of(status),
-        }
+    async def _annotate(self, pool: Pool, pod: PodView, annotations: dict[str, str], why: str) -> bool:
+        body = {"metadata": {"uid": pod.uid, "annotations": annotations}}
         try:
-            live = await self._api.apply(MODEL, body, manager=STATUS_FIELD_MANAGER, subresource="status")
+            await self._api.patch(POD, pool.key.namespace, pod.name, body, "application/merge-patch+json")
         except ApiError as error:
-            if error.code in (404, 409):  # the Model was deleted meanwhile
-                return
-            raise
-        STATUS_WRITES.inc()
-        self._status_written[observed.key] = self._clock()
-        self._cache.put(MODEL, live)
+            if error.code not in (404, 409):  # the pod is gone, or another has its name
+                raise
+            return False
+        WRITES.labels(kind=POD.name, action=why).inc()
+        return True
 
     def forget(self, uids: set[str]) -> None:
         """Drops memories of objects other than those with the UIDs that still exist."""
@@ -142,20 +165,10 @@ class Reconciler:
         self._refresher.forget(uids)
 
 
-def _log(observed: Observed, found: list[Happening], after: ModelStatus) -> None:
-    """One sentence a decision: Events, a new reason of Ready, the end of progress; nothing twice."""
-    lines = [(one.warning, one.reason, one.note) for one in found if one.reason != "Created"]
-    before = {one.type: one for one in observed.status.conditions}
-    for one in after.conditions:
-        was = before.get(one.type)
-        ready = one.type == "Ready" and (was is None or (was.status, was.reason) != (one.status, one.reason))
-        ended = one.type == "Progressing" and one.status == ConditionStatus.FALSE and was and was.status != one.status
-        if ready or ended:
-            lines.append((False, one.reason, one.message))
-    told = ""
-    for warning, reason, message in lines:
-        if message in told:
-            continue
-        told += message
-        extra = {"object": str(observed.key), "generation": observed.generation, "reason": reason}
-        log.log(logging.WARNING if warning else logging.INFO, "Model %s: %s", observed.key, message, extra=extra)
+def _unheard(pods: tuple[PodView, ...]) -> bool:
+    """Whether a pod was never asked since the operator started.
+
+    It may well hold the model: to write that nobody knows, only to take it back a moment later, helps no one. Its first
+    answer, or the lack of one, nudges everyone whom it concerns.
+    """
+    return any(pod.seen == Seen() and target_of(pod.obj) is not None for pod in pods)

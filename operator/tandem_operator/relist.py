@@ -18,6 +18,7 @@ from tandem_operator.metrics import RELISTS, REPAIRS
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
+DEAF_STRIKES = 2
 
 
 class Lister(Protocol):
@@ -43,6 +44,8 @@ class Relister:
         self._after = after
         self._clock = clock
         self._last = clock()
+        self._heard: set[Kind] = set()
+        self._strikes: dict[Kind, int] = {}
         self.listed = asyncio.Event()
 
     @property
@@ -50,8 +53,18 @@ class Relister:
         """Seconds since the last complete relist, or since the start."""
         return self._clock() - self._last
 
+    def heard(self, kind: Kind) -> None:
+        """Says that the watch of a kind has just told something."""
+        self._heard.add(kind)
+
+    @property
+    def deaf(self) -> list[str]:
+        """Kinds whose watch told nothing while two relists in a row had to correct what was known of them."""
+        return [kind.name for kind, strikes in self._strikes.items() if strikes >= DEAF_STRIKES]
+
     async def run(self) -> None:
         """Relists now and then again and again, until cancelled."""
+        self._last = self._clock()  # a standby may have waited for days
         while True:
             try:
                 await self.relist()
@@ -72,8 +85,12 @@ class Relister:
             if repaired and not first:
                 REPAIRS.labels(kind=kind.name).inc(repaired)
                 log.info("The relist corrected what was known of %d objects of kind %s.", repaired, kind.name)
+            # A list may be a moment ahead of a watch that works; a watch that is silent twice over does not.
+            silent = repaired and not first and kind not in self._heard
+            self._strikes[kind] = self._strikes.get(kind, 0) + 1 if silent else 0
+            self._heard.discard(kind)
         self._last = self._clock()
         self._after()
         if first:
-            log.info("Listed the cluster: %d Models exist.", len(self._cache.models()))
+            log.info("Listed the cluster: %d Models and ModelPools exist.", len(self._cache.keys()))
             self.listed.set()

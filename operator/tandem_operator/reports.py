@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from tandem_api.keys import pool_key
 from tandem_api.names import POOL_UID_LABEL
-from tandem_api.report import ModelState, Report
-from tandem_operator.cache import ModelKey, model_of
-from tandem_operator.kinds import POD, Obj, uid_of
+from tandem_api.report import ModelReport, ModelState, Report
+from tandem_operator.index import pool_of
+from tandem_operator.kinds import MODEL, POD, Key, Obj, uid_of
 from tandem_operator.metrics import REPORT_POLLS
 from tandem_operator.observe import PodView, Seen
 
@@ -38,7 +38,7 @@ class Target:
 
     uid: str
     pool_uid: str
-    key: ModelKey
+    pool: Key
     address: str
     ready: bool
 
@@ -46,14 +46,14 @@ class Target:
 def target_of(pod: Obj) -> Target | None:
     """How to ask a pod; None when it has no address yet, has ended, or is ending."""
     status = pod.get("status", {})
-    key = model_of(POD, pod)
-    if key is None or not status.get("podIP") or status.get("phase") != "Running":
+    pool = pool_of(POD, pod)
+    if pool is None or not status.get("podIP") or status.get("phase") != "Running":
         return None
     view = PodView(pod)
     if view.terminating:
         return None
     pool_uid = pod["metadata"]["labels"].get(POOL_UID_LABEL, "")
-    return Target(uid_of(pod), pool_uid, key, str(status["podIP"]), view.ready)
+    return Target(uid_of(pod), pool_uid, pool, str(status["podIP"]), view.ready)
 
 
 def interval(target: Target, seen: Seen, expected: str | None) -> float:
@@ -66,29 +66,42 @@ def interval(target: Target, seen: Seen, expected: str | None) -> float:
     return BUSY_SECONDS if moving or behind else IDLE_SECONDS
 
 
-def moved(before: Report | None, after: Report) -> bool:
-    """Whether a report says something that a reconcile would act on or tell."""
-    return before is None or _essence(before) != _essence(after)
+def moved(pool: Key, before: Seen, after: Report) -> set[Key]:
+    """The keys whose reconcile would act on, or tell, what a report says anew."""
+    was, now = _entries(before.report), _entries(after)
+    names = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
+    if before.stale or before.report is None or _frame(before.report) != _frame(after):
+        names = was.keys() | now.keys()
+    elif not names:
+        return set()
+    return {pool, *(Key(MODEL.name, pool.namespace, name) for name in names)}
 
 
-def _essence(report: Report) -> Report:
-    models = [model.model_copy(update={"step_rate": 0.0, "admitted_total": 0}) for model in report.models]
-    return report.model_copy(update={"devices": [], "models": models})
+def _entries(report: Report | None) -> dict[str, ModelReport]:
+    models = report.models if report is not None else []
+    return {one.name: one.model_copy(update={"step_rate": 0.0, "admitted_total": 0}) for one in models}
+
+
+def _frame(report: Report) -> Report:
+    """All but the models, and the devices' free memory that changes by itself."""
+    return report.model_copy(update={"devices": [], "models": []})
 
 
 class Reports:
-    """Keeps `seen` (by pod UID) fresh while `run` runs; nudges the Model of a pod that says something new."""
+    """Keeps `seen` (by pod UID) fresh while `run` runs; nudges those of whom a pod says something new."""
 
     def __init__(
         self,
         pods: Callable[[], Iterable[Obj]],
-        nudge: Callable[[ModelKey], None],
+        nudge: Callable[[Key], None],
+        everyone: Callable[[Key], Iterable[Key]],
         master: bytes,
         port: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pods = pods
         self._nudge = nudge
+        self._everyone = everyone
         self._master = master
         self._port = port
         self._clock = clock
@@ -163,8 +176,9 @@ class Reports:
         seen = Seen(report, self._clock())
         self.seen[target.uid] = seen
         self._again(target, seen)
-        if before.stale or moved(before.report, report):
-            self._nudge(target.key)
+        first = before == Seen()
+        for key in self._everyone(target.pool) if first else moved(target.pool, before, report):
+            self._nudge(key)
 
     def failed(self, target: Target, cause: str) -> None:
         """Marks what a pod last said as stale."""
@@ -174,8 +188,9 @@ class Reports:
         self._again(target, self.seen[target.uid])
         if not before.stale:
             if before.report is not None:
-                log.warning("A pod of Model %s at %s does not answer: %s.", target.key, target.address, cause)
-            self._nudge(target.key)
+                log.warning("A pod of %s at %s does not answer: %s.", target.pool, target.address, cause)
+            for key in self._everyone(target.pool):
+                self._nudge(key)
 
     def _again(self, target: Target, seen: Seen) -> None:
         self._ready[target.uid] = target.ready

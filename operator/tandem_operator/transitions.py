@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tandem_api.status import Condition, ConditionStatus, ModelStatus
+from tandem_api.status import CommonStatus, Condition, ConditionStatus
 from tandem_operator.act import Outcome
 from tandem_operator.compare import NO_LONGER_WANTED
 from tandem_operator.kinds import DEPLOYMENT
-from tandem_operator.observe import Observed, PodView
+from tandem_operator.observe import PodView
 
 _FAILURES = {
     "Unschedulable", "ImagePullFailed", "ContainerNotCreated", "OutOfMemory", "CrashLooping", "LoadFailed",
-    "PodsForbidden", "NameConflict", "Invalid", "Refused",
+    "PodsForbidden", "NameConflict", "Invalid", "Refused", "DoesNotFit", "Unsupported", "OverlayRefused",
+    "PoolNotFound", "PoolNotReady", "VolumeNotInPool", "FileRootNotInPool", "SecretNotFound",
 }  # fmt: skip
 
 
@@ -29,55 +30,66 @@ class Happening:
     warning: bool = False
 
 
-def _find(status: ModelStatus, kind: str) -> Condition | None:
+def _find(status: CommonStatus, kind: str) -> Condition | None:
     return next((one for one in status.conditions if one.type == kind), None)
 
 
-def _reason(status: ModelStatus, kind: str) -> str:
+def _reason(status: CommonStatus, kind: str) -> str:
     found = _find(status, kind)
     return found.reason if found is not None else ""
 
 
-def happenings(observed: Observed, outcome: Outcome, after: ModelStatus) -> list[Happening]:
-    """The Events that lead from the status of `observed` to `after`."""
-    before = observed.status
+def happenings(
+    before: CommonStatus, after: CommonStatus, outcome: Outcome, wanted: int, pods: Sequence[PodView]
+) -> list[Happening]:
+    """The Events that lead from one status to the next.
+
+    `wanted` pods are asked for; `pods` are those whose start was the start of the load.
+    """
     found = [
-        Happening("Created", "Create", f"Created Deployment {name} with {_pods(observed)}.")
+        Happening("Created", "Create", f"Created Deployment {name} with {_count(wanted)}.")
         for kind, name in outcome.created
         if kind == DEPLOYMENT
     ]
     found += [
-        Happening("Changed", "Apply", _changed(observed, name, where))
+        Happening("Changed", "Apply", _changed(wanted, name, where))
         for kind, name, where in outcome.changed
         if kind == DEPLOYMENT
     ]
-    found += _load(observed, before, after)
+    found += [
+        Happening("Removed", "Delete", f"Deleted Deployment {name}; its pods finish their requests and end.")
+        for kind, name in outcome.deleted
+        if kind == DEPLOYMENT
+    ]
+    found += _load(pods, before, after)
     found += _trouble(before, after)
-    reduced, was = _find(after, "ContextReduced"), _find(before, "ContextReduced")
-    if reduced is not None and (was is None or was.message != reduced.message):
-        found.append(Happening("ContextReduced", "Load", reduced.message, warning=True))
+    for kind in ("ContextReduced", "AliasConflict"):
+        told, was = _find(after, kind), _find(before, kind)
+        if told is not None and (was is None or was.message != told.message):
+            found.append(
+                Happening(kind, "Load" if kind == "ContextReduced" else "Reconcile", told.message, warning=True)
+            )
     return found
 
 
-def _pods(observed: Observed) -> str:
-    count = 1 if observed.spec is None or observed.spec.replicas is None else observed.spec.replicas
-    return "1 pod" if count == 1 else f"{count} pods"
+def _count(pods: int) -> str:
+    return "1 pod" if pods == 1 else f"{pods} pods"
 
 
-def _changed(observed: Observed, name: str, where: str) -> str:
+def _changed(wanted: int, name: str, where: str) -> str:
     if where == "spec.replicas":
-        return f"Scaled Deployment {name} to {_pods(observed)}."
+        return f"Scaled Deployment {name} to {_count(wanted)}."
     if where.startswith("spec.template") or where == NO_LONGER_WANTED:
         return f"Changed Deployment {name} ({where}); its pods are replaced one by one."
     return f"Changed Deployment {name} ({where})."
 
 
-def _load(observed: Observed, before: ModelStatus, after: ModelStatus) -> list[Happening]:
+def _load(pods: Sequence[PodView], before: CommonStatus, after: CommonStatus) -> list[Happening]:
     loaded, was = _find(after, "Loaded"), _find(before, "Loaded")
     if loaded is None:
         return []
     if loaded.status == ConditionStatus.TRUE and (was is None or was.status != ConditionStatus.TRUE):
-        seconds = _load_seconds(observed.pods, was)
+        seconds = _load_seconds(pods, was)
         within = f"Loaded in {seconds:.0f} s after the start of the pod. " if seconds is not None else "Loaded. "
         return [Happening("Loaded", "Load", within + loaded.message)]
     if loaded.reason == "Loading" and (was is None or was.reason != "Loading"):
@@ -105,7 +117,7 @@ def _load_seconds(pods: Sequence[PodView], before: Condition | None) -> float | 
     return max(spans)[1] if spans else None
 
 
-def _trouble(before: ModelStatus, after: ModelStatus) -> list[Happening]:
+def _trouble(before: CommonStatus, after: CommonStatus) -> list[Happening]:
     """A failure is told once when it begins: by Ready, or by Progressing while other pods serve."""
     told = {_reason(before, "Ready"), _reason(before, "Progressing")}
     for kind in ("Ready", "Progressing"):

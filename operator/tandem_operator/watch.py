@@ -52,10 +52,11 @@ def settings_of() -> kopf.OperatorSettings:
     return settings
 
 
-def _handler(cache: Cache, kind: Kind) -> Callable[..., Awaitable[None]]:
+def _handler(cache: Cache, kind: Kind, heard: Callable[[Kind], None]) -> Callable[..., Awaitable[None]]:
     # A coroutine, and one that never waits: a blocking handler would stall every watch. It returns None: kopf would
     # write anything else into the object's status.
     async def observe_event(event: Any, **_: Any) -> None:
+        heard(kind)
         obj: Obj = dict(event["object"])
         obj.setdefault("apiVersion", kind.api_version)
         obj.setdefault("kind", kind.name)
@@ -72,8 +73,12 @@ async def watch(
     settings: kopf.OperatorSettings,
     stop: asyncio.Event,
     on_stop: Callable[[], Awaitable[None]],
+    heard: Callable[[Kind], None],
+    namespace: str = "",
 ) -> None:
-    """Watches until the process is told to end or `stop` is set; `on_stop` must end every task of ours.
+    """Watches all namespaces, or one, until the process is told to end or `stop` is set.
+
+    `on_stop` must end every task of ours; `heard` is told of each event's kind.
 
     Raises what ended kopf, such as lasting refusal of a watch.
     """
@@ -88,5 +93,12 @@ async def watch(
         await on_stop()
 
     for kind in WATCHED:
-        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_handler(cache, kind))
-    await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True, stop_flag=stop)
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_handler(cache, kind, heard))
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        clusterwide=not namespace,
+        namespaces=[namespace] if namespace else [],
+        standalone=True,
+        stop_flag=stop,
+    )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tandem_devcluster.cluster import Cluster
-from tandem_operator.config import Config
+from tandem_operator.config import Config, ElectionConfig, NetworkPolicyConfig, PodTemplateAllows
 from tandem_testing.kube import Kube, Obj, eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -82,6 +82,14 @@ def test_lint(helm: str) -> None:
         {"runtime": {"imagePullPolicy": "Sometimes"}},
         {"runtime": {"volumes": [{"persistentVolumeClaim": {}}]}},
         {"nonsense": 1},
+        {"operator": {"replicas": -1}},
+        {"operator": {"election": {"leaseSeconds": 0}}},
+        {"scope": {"namespace": "Team A"}},
+        {"scope": "team"},
+        {"pools": {"podTemplateAllows": ["Everything"]}},
+        {"pools": {"networkPolicy": {"extraFrom": [{"podSelectr": {}}]}}},
+        {"networkPolicy": {"extraFrom": [{}]}},
+        {"rbac": {"clusterRoles": True}},
     ],
     ids=str,
 )
@@ -89,6 +97,25 @@ def test_wrong_values_are_refused(helm: str, values: Obj) -> None:
     result = run(helm, "template", "t", str(CHART), "--values", "-", text=json.dumps(values), check=False)
     assert result.returncode != 0
     assert "values don't meet the specifications of the schema" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"operator": {"replicas": 2, "election": {"enabled": False}}}, "needs operator.election.enabled"),
+        ({"operator": {"election": {"renewSeconds": 15}}}, "and that less than leaseSeconds"),
+        ({"operator": {"election": {"retrySeconds": 10}}}, "retrySeconds must be less than renewSeconds"),
+        (
+            {"scope": {"namespace": "team"}, "gateway": {"defaultNamespace": "other"}},
+            "must be scope.namespace, or empty",
+        ),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_go_together_are_refused(helm: str, values: Obj, said: str) -> None:
+    result = run(helm, "template", "t", str(CHART), "--values", "-", text=json.dumps(values), check=False)
+    assert result.returncode != 0
+    assert said in result.stderr
 
 
 def test_every_default_value_is_known_to_the_schema() -> None:
@@ -108,6 +135,22 @@ def test_the_operator_can_read_its_settings(render: Render) -> None:
     config = Config.model_validate(yaml.safe_load(one(objects, "ConfigMap", "tandem-operator")["data"]["config.yaml"]))
     assert config.server.image == "tandem.dev/server:0.1.0"
     assert config.server.command == ["python", "-m", "tandem_server"]
+    assert (config.namespace, config.install_namespace) == ("", NAMESPACE)
+    assert config.election == ElectionConfig(enabled=True, namespace=NAMESPACE)
+    assert config.network_policy == NetworkPolicyConfig()
+    assert config.pod_template_allows == []
+    peer = {"namespaceSelector": {"matchLabels": {"a": "b"}}}
+    objects = render(
+        scope={"namespace": "team"},
+        operator={"replicas": 2, "election": {"leaseSeconds": 30, "renewSeconds": 20.5}},
+        pools={"networkPolicy": {"enabled": False, "extraFrom": [peer]}, "podTemplateAllows": ["HostPath"]},
+    )
+    config = Config.model_validate(yaml.safe_load(one(objects, "ConfigMap", "tandem-operator")["data"]["config.yaml"]))
+    assert config.namespace == "team"
+    times = (config.election.lease_seconds, config.election.renew_seconds, config.election.retry_seconds)
+    assert times == (30, 20.5, 2.0)
+    assert config.network_policy == NetworkPolicyConfig(enabled=False, extra_from=[peer])
+    assert config.pod_template_allows == [PodTemplateAllows.HOST_PATH]
 
 
 def test_the_runtime_reaches_all_three_roles(render: Render) -> None:
@@ -138,14 +181,101 @@ def test_the_runtime_reaches_all_three_roles(render: Render) -> None:
 
 def test_no_right_is_a_wildcard_and_the_gateway_only_reads(render: Render) -> None:
     objects = render()
-    roles = [obj for obj in objects if obj["kind"] == "ClusterRole"]
-    assert len(roles) == 2
+    roles = [obj for obj in objects if obj["kind"] in ("ClusterRole", "Role")]
+    assert len(roles) == 6
     for role in roles:
         for rule in role["rules"]:
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
     gateway = one(objects, "ClusterRole", "tandem-gateway")
     assert {verb for rule in gateway["rules"] for verb in rule["verbs"]} == {"list", "watch"}
-    assert {resource for rule in gateway["rules"] for resource in rule["resources"]} == {"models", "pods"}
+    assert {resource for rule in gateway["rules"] for resource in rule["resources"]} == {
+        "models", "modelpools", "pods"
+    }  # fmt: skip
+
+
+def test_only_the_operator_writes_status_and_no_person_reads_secrets(render: Render) -> None:
+    for role in [obj for obj in render() if obj["kind"] == "ClusterRole"]:
+        name = role["metadata"]["name"]
+        written = {
+            resource
+            for rule in role["rules"]
+            for resource in rule["resources"]
+            if set(rule["verbs"]) & {"create", "update", "patch", "delete"}
+        }
+        read = {resource for rule in role["rules"] for resource in rule["resources"]}
+        if name != "tandem-operator":
+            assert not {one for one in written if one.endswith("/status")}, name
+            assert read <= {"models", "modelpools", "pods", *(f"{one}/{sub}" for one in ("models", "modelpools")
+                                                              for sub in ("status", "scale"))}, name  # fmt: skip
+
+
+AGGREGATE = "rbac.authorization.k8s.io/aggregate-to-"
+
+
+def aggregated(objects: list[Obj]) -> dict[str, set[str]]:
+    roles = [obj for obj in objects if obj["kind"] in ("ClusterRole", "Role")]
+    found = {
+        role["metadata"]["name"]: {
+            label.removeprefix(AGGREGATE) for label in role["metadata"]["labels"] if label.startswith(AGGREGATE)
+        }
+        for role in roles
+    }
+    return {name: to for name, to in found.items() if name.startswith(("tandem-model-", "tandem-pool-"))}
+
+
+def test_roles_for_people_are_added_to_kubernetes_own_but_never_that_of_pools(render: Render) -> None:
+    assert aggregated(render()) == {
+        "tandem-model-viewer": {"view"}, "tandem-model-editor": {"edit", "admin"}, "tandem-pool-admin": set()
+    }  # fmt: skip
+    plain = aggregated(render(rbac={"clusterRoles": {"aggregate": False}}))
+    assert plain == {"tandem-model-viewer": set(), "tandem-model-editor": set(), "tandem-pool-admin": set()}
+    assert aggregated(render(rbac={"clusterRoles": {"create": False}})) == {}
+    assert not any(aggregated(render(scope={"namespace": "team"})).values())
+
+
+def test_in_one_namespace_nothing_is_cluster_wide_but_the_definitions(render: Render) -> None:
+    objects = render(scope={"namespace": "team"}, operator={"replicas": 2})
+    spread = {obj["kind"] for obj in objects if "namespace" not in obj["metadata"]}
+    assert spread == {"CustomResourceDefinition"}
+    objects = render(scope={"namespace": "team"}, crds={"install": False})
+    assert all("namespace" in obj["metadata"] for obj in objects)
+    there = {(obj["kind"], obj["metadata"]["name"]) for obj in objects if obj["metadata"]["namespace"] == "team"}
+    people = {("Role", name) for name in ("tandem-model-viewer", "tandem-model-editor", "tandem-pool-admin")}
+    roles = {(kind, f"tandem-{role}") for kind in ("Role", "RoleBinding") for role in ("operator", "gateway")}
+    assert there == people | roles
+    gateway = one(objects, "Deployment", "tandem-gateway")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "TANDEM_NAMESPACE", "value": "team"} in gateway["env"]
+    assert {"name": "TANDEM_DEFAULT_NAMESPACE", "value": "team"} in gateway["env"]
+
+
+def test_replicas_of_the_operator(render: Render) -> None:
+    def spec(**operator: Any) -> tuple[Obj, set[str]]:
+        objects = render(operator=operator)
+        budgets = {obj["metadata"]["name"] for obj in objects if obj["kind"] == "PodDisruptionBudget"}
+        return one(objects, "Deployment", "tandem-operator")["spec"], budgets
+
+    single, budgets = spec()
+    assert (single["replicas"], single["strategy"]["type"], budgets) == (1, "RollingUpdate", {"tandem-gateway"})
+    double, budgets = spec(replicas=2)
+    assert (double["replicas"], budgets) == (2, {"tandem-gateway", "tandem-operator"})
+    assert double["template"]["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
+    alone, _ = spec(election={"enabled": False})
+    assert alone["strategy"] == {"type": "Recreate"}, "the old one must have ended before the new one starts"
+
+
+def test_network_policies_open_what_is_needed_and_no_more(render: Render) -> None:
+    objects = render()
+    assert one(objects, "NetworkPolicy", "tandem-operator")["spec"]["ingress"] == []
+    rules = one(objects, "NetworkPolicy", "tandem-gateway")["spec"]["ingress"]
+    assert [port["port"] for rule in rules if "from" not in rule for port in rule["ports"]] == ["http"]
+    (internal,) = [rule for rule in rules if "from" in rule]
+    labels = one(objects, "Deployment", "tandem-operator")["spec"]["template"]["metadata"]["labels"]
+    assert internal["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    peer = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+    objects = render(networkPolicy={"extraFrom": [peer]})
+    for role in ("operator", "gateway"):
+        assert one(objects, "NetworkPolicy", f"tandem-{role}")["spec"]["ingress"][-1]["from"] == [peer]
+    assert "NetworkPolicy" not in {obj["kind"] for obj in render(networkPolicy={"enabled": False})}
 
 
 def test_the_crd_can_be_left_out(render: Render) -> None:

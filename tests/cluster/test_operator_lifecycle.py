@@ -26,6 +26,10 @@ NAMESPACE = "operator-test"
 MODELS = f"/apis/tandem.dev/v1alpha1/namespaces/{NAMESPACE}/models"
 CORE = f"/api/v1/namespaces/{NAMESPACE}"
 DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies"
+BUDGETS = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
+OBJECTS = 6
+"""How many objects a Model with pods of its own has."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -61,21 +65,23 @@ class Bench:
         return self.kube.request("PATCH", f"{MODELS}/{name}", {"spec": spec}, "application/merge-patch+json")
 
     def owned(self, name: str) -> dict[str, Obj | None]:
-        """The four objects of a Model."""
+        """The objects of a Model."""
         bare = f"tandem-m-{name}"
         return {
             "ConfigMap": self.kube.find(f"{CORE}/configmaps/{bare}"),
             "Secret": self.kube.find(f"{CORE}/secrets/{bare}"),
             "Service": self.kube.find(f"{CORE}/services/{bare}"),
+            "NetworkPolicy": self.kube.find(f"{POLICIES}/{bare}"),
+            "PodDisruptionBudget": self.kube.find(f"{BUDGETS}/{bare}"),
             "Deployment": self.kube.find(f"{DEPLOYMENTS}/{bare}"),
         }
 
     async def complete(self, name: str) -> dict[str, Obj]:
-        """Waits until all four exist."""
+        """Waits until all exist."""
 
         def probe() -> dict[str, Obj] | None:
             found = {kind: obj for kind, obj in self.owned(name).items() if obj is not None}
-            return found if len(found) == 4 else None
+            return found if len(found) == len(self.owned(name)) else None
 
         found: dict[str, Obj] = await eventually(f"objects of {name}", probe)
         return found
@@ -190,7 +196,7 @@ async def test_a_restart_writes_nothing(kube: Kube, tmp_path: Path) -> None:
             await bench.reaches(name, "Unschedulable")
         await bench.calm()
         made = [one for one in bench.proxy.effective if one.method == "POST"]
-        assert len(made) == 80
+        assert len(made) == 20 * OBJECTS
         bench.operator.kill()
         await bench.operator.wait()
         bench.proxy.clear()
@@ -201,10 +207,10 @@ async def test_a_restart_writes_nothing(kube: Kube, tmp_path: Path) -> None:
 
 
 async def test_killed_right_after_any_write_it_ends_the_same(kube: Kube, tmp_path: Path) -> None:
-    """kill -9 after the n-th write, which the API server took and the operator never heard of; n from 1 to 6."""
+    """kill -9 after the n-th write, which the API server took and the operator never heard of; n from 1 to 8."""
     async with running(kube, tmp_path) as bench:
         await eventually("the start", lambda: "Listed the cluster" in bench.operator.log)
-        for moment in range(1, 7):
+        for moment in range(1, OBJECTS + 3):
             name = f"killed-{moment}"
             bench.proxy.clear()
             bench.proxy.on_write = lambda count, last=moment: bench.operator.kill() if count == last else None
@@ -216,7 +222,7 @@ async def test_killed_right_after_any_write_it_ends_the_same(kube: Kube, tmp_pat
             await bench.reaches(name, "Unschedulable")
             await bench.calm()
             created = [one.path for one in bench.proxy.effective if one.method == "POST"]
-            assert len(created) == len(set(created)) == 4, created
+            assert len(created) == len(set(created)) == OBJECTS, created
             assert not [one for one in bench.proxy.effective if one.method == "PATCH" and "/status" not in one.path]
 
 
@@ -388,7 +394,7 @@ async def test_a_model_gets_its_objects_and_they_go_with_it(bench: Bench) -> Non
     assert "no nodes available to schedule pods" in unschedulable["message"]
     await bench.calm()
     assert [reason for reason, _ in bench.notes("first")] == ["Created", "Unschedulable"]
-    assert [one.method for one in bench.proxy.effective].count("POST") == 4
+    assert [one.method for one in bench.proxy.effective].count("POST") == OBJECTS
     bench.kube.request("DELETE", f"{MODELS}/first")
     # Well under a second, once the garbage collector knows of a new kind, which it looks for every 30 s.
     await eventually("all is gone", lambda: not any(bench.owned("first").values()) and not bench.pods("first"), 60)

@@ -1,20 +1,26 @@
 """What the operator's tests share: Models, pods and reports as values, and an API server that lives in memory."""
 
+import base64
 import copy
 import itertools
 from typing import Any
 
+from tandem_api.names import CREDENTIALS_LABEL
 from tandem_api.report import ModelReport, ModelState, Progress, Report
 from tandem_api.status import Artifact
 from tandem_operator.api import ApiError
-from tandem_operator.cache import Cache, ModelKey
-from tandem_operator.config import ServerConfig
-from tandem_operator.kinds import MODEL, POD, Kind, Obj, uid_of
-from tandem_operator.observe import Observed, Seen, observe
+from tandem_operator.cache import Cache
+from tandem_operator.config import Config, ServerConfig
+from tandem_operator.kinds import MODEL, MODEL_POOL, POD, Key, Kind, Obj, uid_of
+from tandem_operator.observe import Observed, Pool, Seen, observe, observe_pool
+from tandem_operator.plan import Plan, plan
 
 MASTER = b"a-master-secret-for-tests"
 SERVER = ServerConfig(image="tandem.dev/server:test")
-KEY = ModelKey("demo", "coder")
+CONFIG = Config(server=SERVER, install_namespace="tandem-system")
+KEY = Key("Model", "demo", "coder")
+POOL_KEY = Key("ModelPool", "demo", "shared")
+POOL_UID = "22222222-0000-0000-0000-000000000002"
 UID = "11111111-0000-0000-0000-000000000001"
 
 
@@ -34,7 +40,32 @@ def model(name: str = KEY.name, uid: str = UID, generation: int = 1, **spec: Any
     }
 
 
-def pod(name: str = "pod-a", uid: str = "", revision: int = 20, pool_uid: str = UID, **status: Any) -> Obj:
+def model_pool(name: str = POOL_KEY.name, uid: str = POOL_UID, generation: int = 1, **spec: Any) -> Obj:
+    """A ModelPool as the API server holds it."""
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "ModelPool",
+        "metadata": {
+            "name": name,
+            "namespace": KEY.namespace,
+            "uid": uid,
+            "generation": generation,
+            "resourceVersion": "10",
+        },
+        "spec": {"device": "CPU", "volumes": [{"claim": "demo-models"}], **spec},
+    }
+
+
+def pooled(name: str = KEY.name, uid: str = UID, generation: int = 1, **spec: Any) -> Obj:
+    """A Model of the pool that `model_pool` gives."""
+    made = model(name, uid, generation, pool=POOL_KEY.name, **spec)
+    del made["spec"]["device"]
+    return made
+
+
+def pod(
+    name: str = "pod-a", uid: str = "", revision: int = 20, pool_uid: str = UID, pool: Key = KEY, **status: Any
+) -> Obj:
     """A pod of the Model's pool; `status` as Kubernetes has it."""
     return {
         "apiVersion": "v1",
@@ -46,8 +77,8 @@ def pod(name: str = "pod-a", uid: str = "", revision: int = 20, pool_uid: str = 
             "resourceVersion": str(revision),
             "labels": {
                 "app.kubernetes.io/managed-by": "tandem",
-                "tandem.dev/pool": KEY.name,
-                "tandem.dev/pool-kind": "Model",
+                "tandem.dev/pool": pool.name,
+                "tandem.dev/pool-kind": pool.kind,
                 "tandem.dev/pool-uid": pool_uid,
             },
         },
@@ -56,11 +87,19 @@ def pod(name: str = "pod-a", uid: str = "", revision: int = 20, pool_uid: str = 
     }
 
 
-def running(name: str = "pod-a", ready: bool = True, address: str = "127.0.0.1", **more: Any) -> Obj:
+def running(
+    name: str = "pod-a",
+    ready: bool = True,
+    address: str = "127.0.0.1",
+    pool: Key = KEY,
+    **more: Any,
+) -> Obj:
     """A pod whose container runs."""
     state = {"name": "server", "ready": ready, "restartCount": 0, "state": {"running": {"startedAt": _time(0)}}}
     return pod(
         name,
+        pool=pool,
+        pool_uid=UID if pool == KEY else POOL_UID,
         phase="Running",
         podIP=address,
         conditions=[
@@ -115,15 +154,43 @@ def seen(entry: ModelReport | None = None, at: float = 0.0, stale: bool = False,
 
 def world(*objects: tuple[Kind, Obj], reports: dict[str, Seen] | None = None, status: Obj | None = None) -> Observed:
     """The Model with this status, and what else there is, as `observe` gives it."""
-    cache = Cache(lambda _: None)
     found = [one for kind, one in objects if kind == MODEL] or [model()]
-    cache.put(MODEL, {**found[0], "status": status or {}})
-    for kind, obj in objects:
-        if kind != MODEL:
-            cache.put(kind, obj)
+    others = [(kind, obj) for kind, obj in objects if kind != MODEL]
+    cache = cache_with((MODEL, {**found[0], "status": status or {}}), *others)
     observed = observe(cache, reports or {}, KEY)
     assert observed is not None
     return observed
+
+
+def secret(name: str, label: str | None = "true", namespace: str = KEY.namespace, **data: str) -> Obj:
+    """A Secret that a person made; `label` is the value of the label that makes it a Model's credentials."""
+    labels = {} if label is None else {CREDENTIALS_LABEL: label}
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "resourceVersion": "5", "labels": labels}
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
+
+
+def cache_with(*objects: tuple[Kind, Obj]) -> Cache:
+    """A cache that holds these objects and nudges nobody."""
+    cache = Cache(lambda _: None)
+    for kind, obj in objects:
+        cache.put(kind, obj)
+    return cache
+
+
+def world_of_pool(*objects: tuple[Kind, Obj], reports: dict[str, Seen] | None = None, **spec: Any) -> Pool:
+    """The ModelPool with this spec, and what else there is, as `observe_pool` gives it."""
+    cache = cache_with((MODEL_POOL, model_pool(**spec)), *objects)
+    pool = observe_pool(cache, reports or {}, POOL_KEY)
+    assert pool is not None
+    return pool
+
+
+def plan_of(obj: Obj) -> Plan:
+    """What is planned for a Model with pods of its own."""
+    pool = world((MODEL, obj)).pool
+    assert pool is not None
+    return plan(pool, {}, CONFIG, MASTER)
 
 
 def pods_with(*pairs: tuple[Obj, Seen | None], status: Obj | None = None, **spec: Any) -> Observed:

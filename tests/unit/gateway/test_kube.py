@@ -12,8 +12,9 @@ from lightkube.config.kubeconfig import KubeConfig
 from lightkube.exceptions import ConfigError
 
 from tandem_gateway.informer import Expired, SourceError, WatchEvent
-from tandem_gateway.kube import MODELS_PATH, PODS_PATH, PODS_SELECTOR, KubeApi, KubeSource
+from tandem_gateway.kube import MODELS, PODS, PODS_SELECTOR, KubeApi, KubeSource, collection
 
+MODELS_PATH, PODS_PATH = collection(MODELS), collection(PODS)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -122,11 +123,18 @@ async def test_gone_is_told_by_status_and_inside_the_stream(api: KubeApi, server
         await events(source, "1")
 
 
+def test_one_namespace_or_all() -> None:
+    assert (MODELS_PATH, PODS_PATH) == ("/apis/tandem.dev/v1alpha1/models", "/api/v1/pods")
+    assert collection(MODELS, "team") == "/apis/tandem.dev/v1alpha1/namespaces/team/models"
+    assert collection(PODS, "team") == "/api/v1/namespaces/team/pods"
+
+
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
+        (collection(MODELS, "team"), 404, "CustomResourceDefinition is not installed"),
         (MODELS_PATH, 404, "CustomResourceDefinition is not installed"),
-        (PODS_PATH, 403, "see the gateway's ClusterRole"),
+        (PODS_PATH, 403, "see the gateway's rights"),
         (PODS_PATH, 500, "answered 500"),
     ],
 )

@@ -54,6 +54,14 @@ def test_settings_that_cannot_be_are_named(environment: dict[str, str], name: st
         from_environment({**environment, name: value})
 
 
+def test_in_one_namespace_bare_names_mean_its_models(environment: dict[str, str]) -> None:
+    assert from_environment(environment).namespace == ""
+    read = from_environment({**environment, "TANDEM_NAMESPACE": "team"})
+    assert (read.namespace, read.default_namespace) == ("team", "team")
+    with pytest.raises(SettingsError, match="only Models of 'team' are served"):
+        from_environment({**environment, "TANDEM_NAMESPACE": "team", "TANDEM_DEFAULT_NAMESPACE": "other"})
+
+
 def test_a_missing_or_short_master_secret_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="TANDEM_MASTER_SECRET_FILE"):
         from_environment({"TANDEM_MASTER_SECRET_FILE": str(tmp_path / "none")})

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tandem_operator.act import Actor, Outcome
+from tandem_operator.act import Actor, Outcome, Owner
 from tandem_operator.api import ApiError
 from tandem_operator.cache import Cache
 from tandem_operator.kinds import CONFIG_MAP, DEPLOYMENT, MODEL, OWNED, SECRET, SERVICE, Obj
-from tandem_operator.observe import Plan, observe
-from tandem_operator.plan import plan
-from tandem_testing.operator_world import KEY, MASTER, SERVER, FakeApi, model
+from tandem_operator.observe import observe
+from tandem_operator.plan import Plan, plan
+from tandem_testing.operator_world import CONFIG, KEY, MASTER, FakeApi, model
 
 NAME = "tandem-m-coder"
 
@@ -32,9 +32,10 @@ class Bench:
             self.cache.put(MODEL, self.api.put(MODEL, model(**spec)))
         observed = observe(self.cache, {}, KEY)
         assert observed is not None
-        made = plan(observed, SERVER, MASTER)
+        assert observed.pool is not None
+        made = plan(observed.pool, {}, CONFIG, MASTER)
         kept = tuple(one for one in made.objects if one.kind.name not in drop)
-        return await self.actor.act(observed, Plan(kept, made.catalog))
+        return await self.actor.act(Owner(KEY, observed.member.uid, 1, observed.own), Plan(kept, made.catalog))
 
     def live(self, kind: object) -> Obj:
         return self.api.objects[kind, KEY.namespace, NAME]  # type: ignore[index]
@@ -50,7 +51,7 @@ async def test_creates_each_object_once(bench: Bench) -> None:
     assert outcome.created == [(kind, NAME) for kind in OWNED]
     assert bench.api.writes == [("create", kind.name, NAME) for kind in OWNED]
     assert (await bench.reconcile()) == Outcome()
-    assert len(bench.api.writes) == 4
+    assert len(bench.api.writes) == len(OWNED)
 
 
 async def test_a_restart_writes_nothing(bench: Bench) -> None:
@@ -61,7 +62,7 @@ async def test_a_restart_writes_nothing(bench: Bench) -> None:
     assert bench.api.writes == []
 
 
-@pytest.mark.parametrize("survived", range(5))
+@pytest.mark.parametrize("survived", range(len(OWNED) + 1))
 async def test_a_crash_between_two_writes_is_made_good(bench: Bench, survived: int) -> None:
     await bench.reconcile()
     for kind in OWNED[survived:]:
@@ -121,7 +122,7 @@ async def test_an_object_of_somebody_else_is_never_touched(bench: Bench, kind: o
     assert bench.live(kind) == foreign
     (told,) = outcome.conflicts
     assert f"{kind.name} {NAME}" in told
-    assert len(bench.api.writes) == 3  # the other kinds
+    assert len(bench.api.writes) == len(OWNED) - 1
 
 
 @pytest.mark.parametrize(

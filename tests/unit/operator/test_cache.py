@@ -6,8 +6,8 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.cache import Cache, ModelKey
-from tandem_operator.kinds import CONFIG_MAP, DEPLOYMENT, MODEL, POD, Obj
+from tandem_operator.cache import Cache
+from tandem_operator.kinds import CONFIG_MAP, DEPLOYMENT, MODEL, POD, Key, Obj
 from tandem_testing.operator_world import KEY, UID, model, pod
 
 SEEDS = int(os.environ.get("TANDEM_SEEDS", "100"))
@@ -26,7 +26,7 @@ def owned(revision: int, uid: str = "c", owner: str = UID) -> Obj:
 
 
 def test_an_event_of_the_past_changes_nothing() -> None:
-    nudged: list[ModelKey] = []
+    nudged: list[Key] = []
     cache = Cache(nudged.append)
     assert cache.put(CONFIG_MAP, owned(5))
     assert not cache.put(CONFIG_MAP, owned(5))
@@ -44,7 +44,7 @@ def test_what_was_deleted_does_not_come_back_by_an_older_list() -> None:
 
 
 def test_a_relist_finds_what_vanished_unseen_but_keeps_what_is_newer_than_itself() -> None:
-    nudged: list[ModelKey] = []
+    nudged: list[Key] = []
     cache = Cache(nudged.append)
     cache.put(CONFIG_MAP, owned(5))
     cache.put(DEPLOYMENT, owned(9))
@@ -72,11 +72,11 @@ def test_only_objects_of_this_very_model_are_its_own() -> None:
     cache.put(POD, pod("other", pool_uid="an earlier one"))
     assert [kind for kind, _ in cache.owned(KEY, UID)] == [CONFIG_MAP]
     assert [one["metadata"]["name"] for one in cache.pods(KEY, UID)] == ["mine"]
-    assert cache.models() == [KEY]
+    assert cache.keys() == [KEY]
 
 
 def test_a_model_is_nudged_by_its_pods_and_by_what_it_owns() -> None:
-    nudged: list[ModelKey] = []
+    nudged: list[Key] = []
     cache = Cache(nudged.append)
     cache.put(POD, pod("a"))
     cache.put(CONFIG_MAP, owned(3))

@@ -6,14 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from tandem_operator.compare import NO_LONGER_WANTED, difference
-from tandem_operator.kinds import DEPLOYMENT, MODEL, SERVICE, Obj
-from tandem_operator.plan import plan
-from tandem_testing.operator_world import MASTER, SERVER, model, world
+from tandem_operator.kinds import DEPLOYMENT, SERVICE, Obj
+from tandem_testing.operator_world import model, plan_of
 
 
 def desired() -> Obj:
     spec = {"resources": {"cpu": "0.5", "memory": "1024Mi"}, "device": "GPU"}
-    made = plan(world((MODEL, model(**spec))), SERVER, MASTER)
+    made = plan_of(model(**spec))
     return next(one.obj for one in made.objects if one.kind == DEPLOYMENT)
 
 
@@ -72,7 +71,7 @@ def test_a_lack_is_named_by_its_path(name: str) -> None:
 
 
 def test_a_service_with_what_the_api_server_adds() -> None:
-    made = plan(world((MODEL, model())), SERVER, MASTER)
+    made = plan_of(model())
     wanted = next(one.obj for one in made.objects if one.kind == SERVICE)
     obj = copy.deepcopy(wanted)
     obj["spec"] |= {"clusterIP": "10.0.0.1", "sessionAffinity": "None"}

@@ -9,14 +9,16 @@ import pytest
 from tandem_api.catalog import Catalog
 from tandem_api.keys import pool_key
 from tandem_operator.config import ServerConfig
-from tandem_operator.kinds import CONFIG_MAP, DEPLOYMENT, MODEL, SECRET, SERVICE, Obj
+from tandem_operator.kinds import MODEL, OWNED, Obj
 from tandem_operator.plan import plan
-from tandem_testing.operator_world import KEY, MASTER, SERVER, UID, model, world
+from tandem_testing.operator_world import CONFIG, KEY, MASTER, SERVER, UID, model, world
 
 
 def planned(server: ServerConfig = SERVER, uid: str = UID, **spec: Any) -> dict[str, Obj]:
-    result = plan(world((MODEL, model(uid=uid, **spec))), server, MASTER)
-    assert [one.kind for one in result.objects] == [CONFIG_MAP, SECRET, SERVICE, DEPLOYMENT]
+    pool = world((MODEL, model(uid=uid, **spec))).pool
+    assert pool is not None
+    result = plan(pool, {}, CONFIG.model_copy(update={"server": server}), MASTER)
+    assert [one.kind for one in result.objects] == list(OWNED)
     return {one.kind.name: one.obj for one in result.objects}
 
 
@@ -47,7 +49,7 @@ def test_every_object_is_owned_by_the_model_and_named_after_it() -> None:
             "tandem.dev/pool": "coder",
             "tandem.dev/pool-kind": "Model",
             "tandem.dev/pool-uid": UID,
-        }
+        } | ({"tandem.dev/model-credentials": "own"} if obj["kind"] == "Secret" else {})
 
 
 def test_equal_models_give_equal_objects() -> None:
@@ -103,12 +105,14 @@ def test_resources(spec: dict[str, Any], expected: Obj | None) -> None:
 def test_a_claim_is_mounted_read_only(source: str, claim: str | None) -> None:
     objects = planned(source=source)
     claims = [one["persistentVolumeClaim"] for one in pod_of(objects)["volumes"] if "persistentVolumeClaim" in one]
-    mounts = [one for one in container(objects)["volumeMounts"] if one["name"] == "source"]
+    mounts = [one for one in container(objects)["volumeMounts"] if one["mountPath"].startswith("/models")]
     if claim is None:
         assert claims == mounts == []
     else:
         assert claims == [{"claimName": claim, "readOnly": True}]
-        assert mounts == [{"name": "source", "mountPath": f"/models/{claim}", "readOnly": True}]
+        (mount,) = mounts
+        assert (mount["mountPath"], mount["readOnly"]) == (f"/models/{claim}", True)
+        assert mount["name"] in {one["name"] for one in pod_of(objects)["volumes"]}
 
 
 def test_the_pod_meets_pod_security_restricted() -> None:
@@ -206,10 +210,11 @@ def test_a_model_made_anew_does_not_adopt_pods_of_its_namesake() -> None:
 
 def test_an_invalid_model_has_no_plan() -> None:
     observed = world((MODEL, model(slots=0)))
-    assert observed.spec is None
-    assert observed.invalid.startswith("spec.slots")
+    assert observed.member.spec is None
+    assert observed.member.invalid.startswith("spec.slots")
+    assert observed.pool is not None
     with pytest.raises(ValueError, match=f"{KEY} is invalid: spec.slots"):
-        plan(observed, SERVER, MASTER)
+        plan(observed.pool, {}, CONFIG, MASTER)
 
 
 def test_objects_are_json() -> None:

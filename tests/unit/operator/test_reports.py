@@ -9,8 +9,7 @@ from aiohttp import web
 
 from tandem_api.keys import pool_key
 from tandem_api.report import ModelReport, Report
-from tandem_operator.cache import ModelKey
-from tandem_operator.kinds import Obj
+from tandem_operator.kinds import Key, Obj
 from tandem_operator.observe import Seen
 from tandem_operator.reports import Reports, Target, interval, moved, target_of
 from tandem_testing.operator_world import KEY, MASTER, UID, loaded, loading, pod, report, running, seen
@@ -66,8 +65,8 @@ def test_who_is_asked(obj: Obj, asked: bool) -> None:
     ],
 )
 def test_what_is_news(after: Report, expected: bool) -> None:
-    assert moved(report(loaded()), after) is expected
-    assert moved(None, after)
+    assert moved(KEY, seen(loaded()), after) == ({KEY} if expected else set())
+    assert moved(KEY, seen(loaded(), stale=True), after) == {KEY}
 
 
 class Pods:
@@ -76,8 +75,10 @@ class Pods:
     def __init__(self) -> None:
         self.pods: list[Obj] = []
         self.now = 100.0
-        self.nudged: list[ModelKey] = []
-        self.reports = Reports(lambda: self.pods, self.nudged.append, MASTER, 8081, lambda: self.now)
+        self.nudged: list[Key] = []
+        self.reports = Reports(
+            lambda: self.pods, self.nudged.append, lambda pool: [pool], MASTER, 8081, lambda: self.now
+        )
 
 
 def test_at_most_64_are_asked_at_once_the_longest_due_first() -> None:
@@ -171,7 +172,7 @@ async def served() -> AsyncIterator[tuple[int, dict[str, Any]]]:
 async def asked_once(port: int) -> Seen:
     """What is known of a pod after it was asked over real HTTP."""
     told = asyncio.Event()
-    reports = Reports(lambda: [running()], lambda _: told.set(), MASTER, port)
+    reports = Reports(lambda: [running()], lambda _: told.set(), lambda pool: [pool], MASTER, port)
     task = asyncio.create_task(reports.run())
     async with asyncio.timeout(10):
         await told.wait()

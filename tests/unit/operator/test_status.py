@@ -1,14 +1,17 @@
 """What a Model's status says: tables of what was observed and the conditions, columns and Events that follow."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tandem_api.status import Artifact, Condition, ModelStatus
 from tandem_operator.act import Outcome
+from tandem_operator.admit import hold_of
+from tandem_operator.conditions import fields_of, urgent
 from tandem_operator.kinds import DEPLOYMENT, MODEL, POD, Obj
 from tandem_operator.observe import Observed, Seen
-from tandem_operator.status import compute, fields_of, urgent
+from tandem_operator.status import compute
 from tandem_operator.transitions import happenings
 from tandem_testing.operator_world import (
     ARTIFACT,
@@ -29,7 +32,7 @@ NOW = "2026-01-01T12:00:00Z"
 
 
 def status_of(observed: Observed, **outcome: Any) -> ModelStatus:
-    return compute(observed, Outcome(**outcome), NOW)
+    return compute(observed, Outcome(**outcome), hold_of(observed), NOW)
 
 
 def condition(status: ModelStatus, kind: str = "Ready") -> Condition:
@@ -332,7 +335,7 @@ def test_a_reduced_context_is_told_with_numbers(entry: Any, reason: str | None, 
 
 def test_the_time_of_a_condition_moves_only_when_its_status_flips() -> None:
     early = "2025-01-01T00:00:00Z"
-    before = fields_of(compute(pods_with((running(ready=False), None)), Outcome(), early))
+    before = fields_of(compute(pods_with((running(ready=False), None)), Outcome(), None, early))
     still = status_of(pods_with((running(ready=False), seen(loading())), status=before))
     assert condition(still).reason == "Loading"
     assert condition(still).last_transition_time == early
@@ -344,7 +347,7 @@ def test_equal_observations_give_equal_statuses_at_any_time() -> None:
     observed = pods_with((running(), seen(loaded())))
     before = fields_of(status_of(observed))
     later = compute(
-        pods_with((running(), seen(loaded(step_rate=7.0))), status=before), Outcome(), "2027-01-01T00:00:00Z"
+        pods_with((running(), seen(loaded(step_rate=7.0))), status=before), Outcome(), None, "2027-01-01T00:00:00Z"
     )
     assert fields_of(later) == before
 
@@ -360,7 +363,7 @@ def test_equal_observations_give_equal_statuses_at_any_time() -> None:
 )
 def test_only_gauges_and_words_may_wait(entry: Any, expected: bool) -> None:
     before = status_of(pods_with((running(), seen(loaded()))))
-    after = compute(pods_with((running(), seen(entry)), status=fields_of(before)), Outcome(), NOW)
+    after = compute(pods_with((running(), seen(entry)), status=fields_of(before)), Outcome(), None, NOW)
     assert urgent(before, after) is expected
 
 
@@ -379,8 +382,10 @@ def since(moment: str, status: ModelStatus) -> ModelStatus:
 
 def events(before: ModelStatus | None, observed: Observed, outcome: Outcome | None = None) -> list[tuple[str, str]]:
     raw: Obj = fields_of(before) if before is not None else {}
-    again = Observed(**{**observed.__dict__, "status": ModelStatus.model_validate(raw)})
-    found = happenings(again, outcome or Outcome(), compute(again, outcome or Outcome(), NOW))
+    again = replace(observed, member=replace(observed.member, status=ModelStatus.model_validate(raw)))
+    after = compute(again, outcome or Outcome(), hold_of(again), NOW)
+    assert again.pool is not None
+    found = happenings(again.member.status, after, outcome or Outcome(), again.pool.wanted, again.pods)
     return [(one.reason, one.note) for one in found]
 
 
@@ -444,6 +449,6 @@ def test_an_unknown_artifact_of_another_version_is_no_obstacle() -> None:
     observed = world(
         (MODEL, model()), status={"artifact": {"architecture": "X", "future": 1}, "conditions": "nonsense"}
     )
-    assert observed.status == ModelStatus()
+    assert observed.member.status == ModelStatus()
     kept = world((MODEL, model()), status={"artifact": {"architecture": "X", "future": 1}})
-    assert kept.status.artifact == Artifact(architecture="X")
+    assert kept.member.status.artifact == Artifact(architecture="X")

@@ -1,0 +1,86 @@
+"""What a Model or a ModelPool may say and this version cannot do yet. Pure; asked by `admit`.
+
+Such a field exists and is validated, so that manifests need not change later; until then it is answered, never ignored.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tandem_api.fields import CacheDType, CachePolicy, EngineName, Quantization, ScalingMode
+from tandem_api.model import ModelSpec
+from tandem_api.pool import ModelPoolSpec
+from tandem_api.scalars import FOREVER
+
+S = TypeVar("S", ModelSpec, ModelPoolSpec)
+Entry = tuple[str, Callable[[S], bool], str]
+"""A field, whether it asks for what cannot be done, and what can be done instead."""
+
+_STAYS = "loaded models stay loaded. Leave it out, or set it to -1"
+_REPLICAS = "the number of pods is what replicas says. Leave scaling out, or set its mode to External"
+
+_MODEL: tuple[Entry[ModelSpec], ...] = (
+    (
+        "source",
+        lambda spec: spec.source.startswith(("s3://", "gs://", "oci://")),
+        "weights come from hf://, pvc:// or file:// sources. Copy them to a volume and use pvc://claim/folder",
+    ),
+    (
+        "engine",
+        lambda spec: spec.engine == EngineName.VLLM,
+        "models are computed by the native engine. Set it to Auto or Native",
+    ),
+    (
+        "kvCache.policy",
+        lambda spec: spec.kv_cache.policy == CachePolicy.SHARED,
+        "each slot has its whole context. Set it to Guaranteed",
+    ),
+    (
+        "kvCache.dtype",
+        lambda spec: spec.kv_cache.dtype != CacheDType.AUTO,
+        "keys and values have the computation's dtype. Set it to Auto",
+    ),
+    ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
+    ("keepAliveMax", lambda spec: spec.keep_alive_max not in (None, FOREVER), _STAYS),
+    (
+        "quantization",
+        lambda spec: spec.quantization != Quantization.NONE,
+        "weights are used as the checkpoint has them. Set it to None",
+    ),
+    ("adapters", lambda spec: bool(spec.adapters), "adapters are not loaded. Leave them out"),
+    ("engineArgs", lambda spec: bool(spec.engine_args), "they are for the vLLM engine only. Leave them out"),
+    (
+        "copies.max",
+        lambda spec: spec.copies is not None and spec.copies.max is not None,
+        "every pod of a pool may load each of its models. Leave it out",
+    ),
+    ("scaling.mode", lambda spec: spec.scaling is not None and spec.scaling.mode == ScalingMode.AUTO, _REPLICAS),
+    (
+        "topology.nodes",
+        lambda spec: spec.topology is not None and spec.topology.nodes > 1,
+        "a copy lies on one node. Set it to 1",
+    ),
+)
+_POOL: tuple[Entry[ModelPoolSpec], ...] = (
+    ("scaling.mode", lambda spec: spec.scaling is not None and spec.scaling.mode == ScalingMode.AUTO, _REPLICAS),
+    (
+        "maxLoadedModels",
+        lambda spec: spec.max_loaded_models != 0,
+        "a pod loads each model that is asked for while memory lasts. Set it to 0",
+    ),
+    ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
+)
+
+
+def _asked(spec: S, table: tuple[Entry[S], ...]) -> str:
+    found = [f"spec.{field}: {instead}." for field, asks, instead in table if asks(spec)]
+    return f"This version cannot do what is asked for. {' '.join(found)}" if found else ""
+
+
+def unsupported(spec: ModelSpec) -> str:
+    """A sentence for each field of a Model that cannot be honoured; "" when there is none."""
+    return _asked(spec, _MODEL)
+
+
+def unsupported_pool(spec: ModelPoolSpec) -> str:
+    """A sentence for each field of a ModelPool that cannot be honoured; "" when there is none."""
+    return _asked(spec, _POOL)
