@@ -40,17 +40,20 @@ TYPES = (
     ConditionType("Degraded", "Requests are served, by less than was asked for or not in the way that was asked for."),
     ConditionType("NameConflict", "An object of somebody else has a name that an owned object needs."),
     ConditionType("AliasConflict", "Some alias leads to another Model."),
+    ConditionType("ModelsHeld", "Of a ModelPool: Models that name it are not carried out."),
 )
 
-_FAILING = ("Ready=False", "Loaded=False", "Progressing=False")
+_FAILING = ("Ready=False", "Loaded=False", "Progressing=False", "Degraded=True")
 _ON_ITS_WAY = ("Ready=False", "Loaded=False", "Progressing=True")
-_REFUSED = ("Ready=False", "Progressing=False")
+_HELD = ("Ready=False", "Loaded=False", "Progressing=False", "Degraded=True")
+_REFUSED = ("Ready=False", "Progressing=False", "Degraded=True")
 
 REASONS = (
-    Reason("Loaded", ("Ready=True", "Loaded=True"), "Pods hold the model and take requests."),
+    Reason("Loaded", ("Ready=True", "Loaded=True", "Fits=True"), "Pods hold the model and take requests."),
+    Reason("Serving", ("Ready=True",), "Of a ModelPool: its pods take requests."),
     Reason(
         "Unloaded",
-        ("Ready=True", "Ready=False", "Loaded=False"),
+        ("Ready=True", "Ready=False", "Loaded=False", "Progressing=True"),
         "The pods run and no pod holds the model; the next request loads it.",
         "Set keepAlive to -1 or residency to Pinned if the first request must not wait.",
     ),
@@ -86,19 +89,19 @@ REASONS = (
     ),
     Reason(
         "CatalogNotRead",
-        ("Progressing=True", "Progressing=False"),
-        "A pod still works with the settings from before the last change.",
+        _ON_ITS_WAY,
+        "The pods of the ModelPool have not read the catalog that names the Model yet.",
         "Wait some seconds. If it stays: look for errors in the log of the pod.",
     ),
     Reason(
         "Invalid",
-        _REFUSED,
+        _HELD,
         "The spec cannot be read as a valid one; it was stored under older rules. Nothing is changed meanwhile.",
         "Correct the fields that the message names.",
     ),
     Reason(
         "Unsupported",
-        _REFUSED,
+        _HELD,
         "The spec asks for something that this version knows and cannot do yet.",
         "Take out the field that the message names, or install a version that can.",
     ),
@@ -110,7 +113,7 @@ REASONS = (
     ),
     Reason("NameTaken", ("NameConflict=True",), "As the reason NameConflict.", "See NameConflict."),
     Reason(
-        "AliasConflict",
+        "AliasTaken",
         ("AliasConflict=True",),
         "An alias is the name of a Model of the namespace, or an alias of an older one. It does not lead here.",
         "Take the alias out, here or there.",
@@ -129,31 +132,43 @@ REASONS = (
     ),
     Reason(
         "PoolNotFound",
-        ("Ready=False",),
+        _HELD,
         "No ModelPool of this name is in the Model's namespace.",
         "Create the ModelPool, or correct or leave out spec.pool.",
     ),
     Reason(
+        "PoolNotReady",
+        _HELD,
+        "The ModelPool itself cannot be carried out, and has no pods.",
+        "Read the conditions of the ModelPool.",
+    ),
+    Reason(
+        "ModelsHeld",
+        ("ModelsHeld=True",),
+        "Models that name the ModelPool are not carried out; the message names the first of them.",
+        "Read their own conditions.",
+    ),
+    Reason(
         "VolumeNotInPool",
-        ("Ready=False",),
+        _HELD,
         "The pvc:// source names a claim that the ModelPool does not list. No pod is changed for it.",
         "Have the claim added to spec.volumes of the ModelPool.",
     ),
     Reason(
         "FileRootNotInPool",
-        ("Ready=False",),
+        _HELD,
         "The file:// source lies below none of the folders that the ModelPool lists.",
         "Have the folder added to spec.fileRoots of the ModelPool, or move the weights.",
     ),
     Reason(
         "SecretNotFound",
-        ("Ready=False",),
+        _HELD,
         "No Secret of this name with the label of model credentials is in the namespace.",
         'Create it, or label it: kubectl label secret NAME tandem.dev/model-credentials="true".',
     ),
     Reason(
         "OverlayRefused",
-        _REFUSED,
+        _HELD,
         "The ModelPool's podTemplate asks for what the installation does not allow, such as a hostPath.",
         "Take it out, or ask for the permission in the values of the installation.",
     ),
