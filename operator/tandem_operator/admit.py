@@ -10,7 +10,7 @@ from tandem_operator.config import Config
 from tandem_operator.observe import Member, Observed, Pool
 from tandem_operator.overlay import faults
 from tandem_operator.pool_of_one import claim_of
-from tandem_operator.unsupported import unsupported, unsupported_pool
+from tandem_api.unsupported import unsupported, unsupported_pool
 
 
 @dataclass(frozen=True)
