@@ -30,6 +30,9 @@ _HEAD = f"""\
 Group and version `{API_VERSION}`, both kinds namespaced. `kubectl explain model.spec` prints the same descriptions;
 [`manifests/examples`](../manifests/examples) has manifests to start from.
 
+Some fields are known and validated before there is a version that can carry them out. Whoever sets one is answered by
+`Ready=False` with the [reason](#reasons) `Unsupported`, which names the field and what to do instead.
+
 """
 _INTROS = {
     "Model": """\
