@@ -112,7 +112,7 @@ def _kind(kind: CustomKind) -> str:
             f"The API server refuses a {kind.name} that breaks one of them, in these words.\n",
             _table(("Field", "Rule"), ruled),
             f"### {kind.name}: what this version cannot do yet\n",
-            f"Such a {kind.name} is taken and answered by `Ready=False`, reason `Unsupported`; what it had before goes on.\n",
+            f"Such a {kind.name} is taken, and answered by the reason `Unsupported`; what it had before goes on.\n",
             _table(("Field", "Instead"), [[f"`{field}`", instead] for field, instead in limits(kind.name)]),
             f"### {kind.name}: status\n",
             "Written by the operator; a field that nobody has observed is absent.\n",

@@ -1,6 +1,7 @@
 """What a Model or a ModelPool may say and this version cannot do yet. Pure.
 
-Asked by the operator before it plans; the reference page lists it. Such a field exists and is validated, so that manifests need not change later; until then it is answered, never ignored.
+Asked by the operator before it plans; the reference page lists it. Such a field exists and is validated, so that
+manifests need not change later; until then it is answered, never ignored.
 """
 
 from collections.abc import Callable
