@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     up = add("up", "Start a cluster and wait until it is ready; it runs on after the command.")
     up.add_argument("--node", action="store_true", help="with a node that runs pods (root; one a machine)")
     up.add_argument("--helm", action="store_true", help="put helm beside kubectl")
+    up.add_argument("--fake-nodes", type=int, default=0, metavar="N", help="N nodes of kwok, which run nothing")
     up.add_argument("--qps", type=int, default=100, help="API calls a second of controllers and scheduler")
     add("down", "End a cluster and remove everything of it.")
     commands.add_parser("status", help="List the clusters.", description="List the clusters.")
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """The command itself; raises DevclusterError."""
     if options.command == "up":
-        made = cluster.up(options.name, options.node, Progress(), qps=options.qps, helm=options.helm)
+        more = {"qps": options.qps, "helm": options.helm, "fake_nodes": options.fake_nodes}
+        made = cluster.up(options.name, options.node, Progress(), **more)
         print(f"The cluster '{made.name}' is ready. To use it: {_environment(made)}")
     elif options.command == "down":
         gone = cluster.down(options.name)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +42,26 @@ class Status:
 
 
 def up(
-    name: str, node: bool = False, progress: Progress | None = None, *, qps: int = 100, helm: bool = False
+    name: str,
+    node: bool = False,
+    progress: Progress | None = None,
+    *,
+    qps: int = 100,
+    helm: bool = False,
+    fake_nodes: int = 0,
+    api_flags: Sequence[str] = (),
 ) -> Cluster:
     """Starts the cluster and returns when it is ready; one that runs already is returned as it is.
 
-    `qps` bounds the API calls a second of controllers and scheduler. Raises DevclusterError.
+    `qps` bounds the API calls a second of controllers and scheduler. `fake_nodes` are nodes of kwok, on which pods turn
+    ready without running (not together with `node`); `api_flags` are further flags of kube-apiserver. Raises
+    DevclusterError.
     """
     progress = progress or Progress(quiet=True)
     folder = paths.cluster_folder(name)
     tools = {"helm": f"'{toolchain.provide('helm', progress)}'"} if helm else {}
     if _running(folder, node) is None:
-        _start(folder, node, progress, qps)
+        _start(folder, starting.Wish(node, qps, fake_nodes, tuple(api_flags)), progress)
     starting.write_commands(folder / "bin", folder, tools)
     return _cluster(folder)
 
@@ -110,9 +120,9 @@ def status() -> list[Status]:
     return found
 
 
-def _start(folder: Path, node: bool, progress: Progress, qps: int) -> None:
-    spec = starting.specify(folder.name, node, qps, progress)
-    if not node:
+def _start(folder: Path, wish: starting.Wish, progress: Progress) -> None:
+    spec = starting.specify(folder.name, wish, progress)
+    if not wish.node:
         starting.create(folder, spec)
         starting.run(folder, None, progress)
         return

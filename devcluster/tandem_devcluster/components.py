@@ -4,6 +4,7 @@ The choice of flags is explained in docs/decisions/0002-devcluster.md.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 SERVICES = "198.19.0.0/16"
 API_SERVICE = "198.19.0.1"
 DOMAIN = "cluster.local"
+_ENDPOINT_CONTROLLERS = ("endpoints-controller", "endpointslice-controller", "endpointslice-mirroring-controller")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,11 @@ def etcd(place: Place) -> list[str]:
     ]
 
 
-def apiserver(place: Place, node: bool) -> list[str]:
-    """RBAC and Node authorizers on. Without a node there is no address that pods could call the API by."""
+def apiserver(place: Place, node: bool, more: Sequence[str] = ()) -> list[str]:
+    """RBAC and Node authorizers on. Without a node there is no address that pods could call the API by.
+
+    `more` are flags that somebody asked for.
+    """
     pki = place.pki
     command = [
         *[place.kubernetes, "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{place.etcd_port}"],
@@ -88,6 +93,7 @@ def apiserver(place: Place, node: bool) -> list[str]:
         *[f"--service-cluster-ip-range={SERVICES}", "--service-account-issuer=https://kubernetes.default.svc"],
         *[f"--service-account-key-file={pki}/service-accounts.pub", "--allow-privileged=true"],
         f"--service-account-signing-key-file={pki}/service-accounts.key",
+        *more,
     ]
     if not node:
         return [*command, "--endpoint-reconciler-type=none"]
@@ -100,8 +106,12 @@ def apiserver(place: Place, node: bool) -> list[str]:
     ]
 
 
-def controller_manager(place: Place, qps: int) -> list[str]:
-    """Each controller with an account of its own; no leader election and no port, since it is the only one."""
+def controller_manager(place: Place, qps: int, endpoints: bool = True) -> list[str]:
+    """Each controller with an account of its own; no leader election and no port, since it is the only one.
+
+    Without `endpoints` nobody makes Endpoints and EndpointSlices: those of fake pods would be refused, for ever.
+    """
+    without = [] if endpoints else [f"--controllers=*,{','.join(f'-{one}' for one in _ENDPOINT_CONTROLLERS)}"]
     return [
         *[place.kubernetes, "kube-controller-manager", f"--kubeconfig={place.kubeconfig('controller-manager')}"],
         *[f"--root-ca-file={place.pki}/ca.crt", "--use-service-account-credentials", "--leader-elect=false"],
@@ -109,6 +119,7 @@ def controller_manager(place: Place, qps: int) -> list[str]:
         *[f"--kube-api-qps={qps}", f"--kube-api-burst={2 * qps}"],
         # A claim and a volume made together are seldom bound at first sight; the default tries again after 15 s.
         "--pvclaimbinder-sync-period=1s",
+        *without,
     ]
 
 

@@ -25,7 +25,7 @@ def start_api(place: Place, spec: Spec, children: Children, tell: Callable[[str]
     """Starts etcd and the API server, which takes about three seconds to answer."""
     tell("starting etcd and the API server")
     children.start("etcd", components.etcd(place))
-    children.start("kube-apiserver", components.apiserver(place, spec.node))
+    children.start("kube-apiserver", components.apiserver(place, spec.node, spec.api_flags))
 
 
 def start_controllers(place: Place, spec: Spec, children: Children, tell: Callable[[str], None]) -> Api:
@@ -34,7 +34,7 @@ def start_controllers(place: Place, spec: Spec, children: Children, tell: Callab
     api = Api(place.server, place.pki)
     children.wait_for("The API server was not ready", lambda: api.ok("/readyz"), READY_TIMEOUT_S, "kube-apiserver")
     tell("starting the controllers")
-    children.start("kube-controller-manager", components.controller_manager(place, spec.qps))
+    children.start("kube-controller-manager", components.controller_manager(place, spec.qps, not spec.fake_nodes))
     children.start("kube-scheduler", components.scheduler(place, spec.qps))
     return api
 

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tandem_devcluster import (
     cgroups,
@@ -31,18 +33,33 @@ END_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 
 
-def specify(name: str, node: bool, qps: int, progress: Progress) -> Spec:
+@dataclass(frozen=True)
+class Wish:
+    """What kind of cluster somebody asks for; see `cluster.up`."""
+
+    node: bool = False
+    qps: int = 100
+    fake_nodes: int = 0
+    api_flags: tuple[str, ...] = ()
+
+
+def specify(name: str, wish: Wish, progress: Progress) -> Spec:
     """Makes everything that has to exist before a cluster can start."""
-    if not node:
+    more: dict[str, Any] = {"qps": wish.qps, "api_flags": list(wish.api_flags)}
+    if not wish.node:
         packages.provide(packages.CONTROL_PLANE, progress)
         kubernetes = toolchain.provide("kubernetes", progress)
-        return Spec(name, False, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), qps=qps)
+        if wish.fake_nodes:
+            more |= {"fake_nodes": wish.fake_nodes, "kwok": str(toolchain.provide("kwok", progress))}
+        return Spec(name, False, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), **more)
+    if wish.fake_nodes:
+        raise DevclusterError("a cluster has either a node that runs pods or fake ones: leave out one of the two")
     if os.geteuid() != 0:
         raise DevclusterError("a cluster with a node needs root: run the same command with sudo, or without --node")
     packages.provide(packages.NODE, progress)
     kubernetes, coredns = toolchain.provide("kubernetes", progress), toolchain.provide("coredns", progress)
     images = [str(pause_image.provide(progress)), str(dev_image.dev_image(progress)[0])]
-    return Spec(name, True, str(kubernetes), str(coredns), images, qps=qps)
+    return Spec(name, True, str(kubernetes), str(coredns), images, **more)
 
 
 def create(folder: Path, spec: Spec) -> None:

@@ -32,6 +32,9 @@ class Spec:
     ports: dict[str, int] = field(default_factory=dict)
     qps: int = 100
     gpus: int = 2
+    kwok: str = ""
+    fake_nodes: int = 0
+    api_flags: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

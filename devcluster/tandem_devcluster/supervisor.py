@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from tandem_devcluster import cgroups, control_plane, mounts, network, node, node_config, pki
+from tandem_devcluster import cgroups, control_plane, fake_nodes, mounts, network, node, node_config, pki
 from tandem_devcluster.children import Children
 from tandem_devcluster.components import Place
 from tandem_devcluster.errors import DevclusterError
@@ -54,6 +54,8 @@ class Supervisor:
         control_plane.prepare(place, [])
         control_plane.start_api(place, self._spec, self._children, self.tell)
         api = control_plane.start_controllers(place, self._spec, self._children, self.tell)
+        if self._spec.fake_nodes:
+            fake_nodes.start(place, self._spec, api, self._children, self.tell)
         control_plane.wait_for_controllers(api, self._children)
 
     def _start_with_node(self) -> None:

@@ -49,6 +49,7 @@ PROGRAMS = {
             f" -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={KUBERNETES.split('.')[1]}",
             "the first build takes 1 to 5 minutes on 2 cores",
         ),
+        Program("kwok", "sigs.k8s.io/kwok/cmd/kwok", _STRIP, "the first build takes 1 to 5 minutes on 2 cores"),
         Program("pause", ".", _STRIP, "a few seconds"),
     )
 }

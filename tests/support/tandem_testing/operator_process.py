@@ -1,4 +1,4 @@
-"""A real operator process in front of a real API server, with a proxy between them that counts and can kill."""
+"""A real operator process in front of a real API server, with a proxy between them that counts, cuts and kills."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import aiohttp
 import yaml
 from aiohttp import web
+from yarl import URL
 
 from tandem_testing.kube import Kube
 
@@ -26,21 +28,31 @@ _DROPPED = {"host", "connection", "transfer-encoding", "content-encoding", "cont
 
 @dataclass(frozen=True)
 class Write:
-    """One call that may change something, how it was answered, and when (in seconds of this process's own clock)."""
+    """One call that may change something, how it was answered, and when (in seconds of this process's own clock).
+
+    `changed` is False when the API server took it and nothing became different: a needless one.
+    """
 
     method: str
     path: str
     code: int
+    changed: bool = True
     at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass
 class Proxy:
-    """Passes calls on to the API server: as the administrator, or with the caller's own token."""
+    """Passes calls on to the API server: as the administrator, or with the caller's own token.
+
+    With `compare` each PATCH is preceded by a GET of the object, which tells whether the PATCH changed anything.
+    """
 
     kube: Kube
     as_caller: bool = False
+    compare: bool = False
     writes: list[Write] = field(default_factory=list)
+    lists: Counter[str] = field(default_factory=Counter)
+    expired: int = 0
     refused: list[str] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
     """All that was asked for, reads too."""
@@ -56,6 +68,9 @@ class Proxy:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
         )
+        self._may_watch = asyncio.Event()
+        self._may_watch.set()
+        self._watches: set[aiohttp.ClientResponse] = set()
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{path:.*}", self._pass)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -64,15 +79,20 @@ class Proxy:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stops to listen."""
-        await self._session.close()
+        """Stops to listen, ending every watch."""
+        self.cut_watches()
         await self._runner.cleanup()
+        await self._session.close()
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         kept = {key: value for key, value in request.headers.items() if key.lower() not in _DROPPED}
         if not self.as_caller:
             kept.pop("Authorization", None)
-        url = f"{self.kube.server}{request.path_qs}"
+        url = URL(f"{self.kube.server}{request.path}").with_query(request.query)
+        watch = request.query.get("watch", "") not in ("", "false", "0")
+        if watch:
+            await self._may_watch.wait()
+        before = await self._revision(url, kept) if self.compare and request.method == "PATCH" else ""
         async with self._session.request(
             request.method, url, headers=kept, data=await request.read() or None
         ) as answer:
@@ -80,18 +100,46 @@ class Proxy:
             if answer.status in (401, 403):
                 self.refused.append(f"{request.method} {request.path}: {answer.status}")
             if request.method != "GET" and not request.path.startswith(_LEASES):
-                self.writes.append(Write(request.method, request.path, answer.status))
+                changed = not before or (await answer.json())["metadata"].get("resourceVersion") != before
+                self.writes.append(Write(request.method, request.path, answer.status, changed))
                 # The API server has done it, and the operator does not know yet: the worst moment to die.
                 self.on_write(len(self.writes))
                 await self.answering.wait()
+            elif not watch:
+                self.lists[request.path] += 1
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             with contextlib.suppress(ConnectionResetError):  # the operator has been killed
                 await response.prepare(request)
-                async for part in answer.content.iter_any():
-                    await response.write(part)
+                await (self._stream(answer, response) if watch else response.write(await answer.read()))
                 await response.write_eof()
             return response
+
+    async def _stream(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+        self._watches.add(answer)
+        try:
+            async for part in answer.content.iter_any():
+                self.expired += part.count(b'"code":410')
+                await response.write(part)
+        except aiohttp.ClientError:
+            pass  # cut off below, or by the API server: the caller sees the end of its stream
+        finally:
+            self._watches.discard(answer)
+
+    async def _revision(self, url: URL, headers: dict[str, str]) -> str:
+        plain = {key: value for key, value in headers.items() if key.lower() != "content-type"}
+        async with self._session.get(url.with_query(None), headers=plain) as answer:
+            return str((await answer.json())["metadata"].get("resourceVersion", "")) if answer.ok else ""
+
+    def cut_watches(self) -> None:
+        """Ends every watch; those that are asked for from now on are not answered before `allow_watches`."""
+        self._may_watch.clear()
+        for answer in self._watches:
+            answer.close()
+
+    def allow_watches(self) -> None:
+        """Lets watches through again."""
+        self._may_watch.set()
 
     def clear(self) -> None:
         """Forgets what was counted."""
@@ -101,6 +149,11 @@ class Proxy:
     def effective(self) -> list[Write]:
         """Writes that the API server took, without Events."""
         return [one for one in self.writes if one.code < 300 and "/events" not in one.path]
+
+    @property
+    def needless(self) -> list[Write]:
+        """Writes that the API server took and that changed nothing; known only with `compare`."""
+        return [one for one in self.writes if one.code < 300 and not one.changed]
 
 
 class OperatorProcess:
@@ -174,6 +227,12 @@ class OperatorProcess:
         """Where its health is told, once it has started; of the latest start."""
         found = re.findall(r"its health is told on port (\d+)", self.log)
         return int(found[-1]) if found else 0
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process while it lives."""

@@ -3,11 +3,12 @@
 import base64
 import copy
 import itertools
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem_api.names import CREDENTIALS_LABEL
+from tandem_api.reasons import known
 from tandem_api.report import ModelReport, ModelState, Progress, Report
-from tandem_api.status import Artifact
+from tandem_api.status import Artifact, CommonStatus
 from tandem_operator.api import ApiError
 from tandem_operator.cache import Cache
 from tandem_operator.config import Config, ServerConfig
@@ -15,6 +16,7 @@ from tandem_operator.kinds import MODEL, MODEL_POOL, POD, Key, Kind, Obj, uid_of
 from tandem_operator.observe import Observed, Pool, Seen, observe, observe_pool
 from tandem_operator.plan import Plan, plan
 
+S = TypeVar("S", bound=CommonStatus)
 MASTER = b"a-master-secret-for-tests"
 SERVER = ServerConfig(image="tandem.dev/server:test")
 CONFIG = Config(server=SERVER, install_namespace="tandem-system")
@@ -199,6 +201,13 @@ def pods_with(*pairs: tuple[Obj, Seen | None], status: Obj | None = None, **spec
     return world((MODEL, model(**spec)), *((POD, one) for one, _ in pairs), reports=reports, status=status)
 
 
+def checked(status: S) -> S:
+    """The status; fails when it has a reason that the table of reasons does not know there."""
+    for one in status.conditions:
+        assert known(one.type, one.status.value, one.reason), f"{one.type}={one.status.value}: {one.reason}"
+    return status
+
+
 class FakeApi:
     """An API server in memory, as far as `act` and `relist` need one. `writes` counts what changed something."""
 
@@ -250,6 +259,7 @@ class FakeApi:
             raise ApiError(409, "Conflict", "uid mismatch")
         self._guard(f"apply-{subresource}" if subresource else "apply", kind, obj["metadata"]["name"])
         if subresource is not None:
+            checked(CommonStatus.model_validate(obj["status"]))
             return self.put(kind, {**live, "status": obj["status"]})
         merged = {**live, **copy.deepcopy(obj)}
         merged["metadata"]["managedFields"] = [{"manager": "tandem-operator", "operation": "Apply"}]

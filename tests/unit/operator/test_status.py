@@ -17,6 +17,7 @@ from tandem_testing.operator_world import (
     ARTIFACT,
     KEY,
     UID,
+    checked,
     failed,
     loaded,
     loading,
@@ -32,7 +33,7 @@ NOW = "2026-01-01T12:00:00Z"
 
 
 def status_of(observed: Observed, **outcome: Any) -> ModelStatus:
-    return compute(observed, Outcome(**outcome), hold_of(observed), NOW)
+    return checked(compute(observed, Outcome(**outcome), hold_of(observed), NOW))
 
 
 def condition(status: ModelStatus, kind: str = "Ready") -> Condition:

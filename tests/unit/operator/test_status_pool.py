@@ -20,6 +20,7 @@ from tandem_testing.operator_world import (
     POOL_KEY,
     UID,
     cache_with,
+    checked,
     failed,
     loaded,
     loading,
@@ -55,7 +56,7 @@ def member_status(*pairs: tuple[Obj, Seen | None], pool: Obj | None = None, **sp
     reports = {uid_of(one): told for one, told in pairs if told is not None}
     observed = observe(cache_with(*objects), reports, KEY)
     assert observed is not None
-    return compute(observed, Outcome(), hold_of(observed), NOW)
+    return checked(compute(observed, Outcome(), hold_of(observed), NOW))
 
 
 def pool_status(
@@ -65,7 +66,7 @@ def pool_status(
     objects = [*((MODEL, one) for one in models), *((POD, one) for one, _ in pairs)]
     pool = world_of_pool(*objects, reports=reports, **spec)
     held = {one.key: hold for one in pool.members if (hold := hold_of_member(one, pool)) is not None}
-    return compute_pool(pool, outcome or Outcome(), hold_of_pool(pool, CONFIG), held, NOW)
+    return checked(compute_pool(pool, outcome or Outcome(), hold_of_pool(pool, CONFIG), held, NOW))
 
 
 def shared_pod(name: str = "pod-a", ready: bool = True) -> Obj:
@@ -150,6 +151,21 @@ def test_what_does_not_fit_says_so_with_the_numbers() -> None:
     assert told.message == "the weights need 16,000 MiB, 8,000 MiB is free."
 
 
+def test_a_retry_after_a_failed_load_does_not_flap() -> None:
+    words = "4 slots need too much"
+    first = compute(
+        pods_with((running(ready=False), seen(failed(words, error_reason="DoesNotFit")))), Outcome(), None, NOW
+    )
+    again = loading(phase="reading weights", fraction=0.5).model_copy(
+        update={"last_error": words, "error_reason": "DoesNotFit"}
+    )
+    retried = compute(pods_with((running(ready=False), seen(again)), status=fields_of(first)), Outcome(), None, NOW)
+    assert condition(retried) == condition(first)
+    assert condition(retried, "Loaded") == condition(first, "Loaded")
+    lost = again.model_copy(update={"artifact": loaded().artifact})
+    assert condition(compute(pods_with((running(), seen(lost))), Outcome(), None, NOW)).reason == "Loading"
+
+
 def test_what_fits_says_of_how_much() -> None:
     status = compute(pods_with((running(), seen(loaded(), devices=[BIG]))), Outcome(), None, NOW)
     assert condition(status, "Fits").message == "One copy takes 12 MB of 140 GB that NVIDIA H200 has."
@@ -171,7 +187,7 @@ def test_an_alias_that_another_model_has_is_told() -> None:
         mine["metadata"]["creationTimestamp"] = created
         observed = observe(cache_with((MODEL, mine), *((MODEL, one) for one in others)), {}, KEY)
         assert observed is not None
-        return compute(observed, Outcome(), None, NOW)
+        return checked(compute(observed, Outcome(), None, NOW))
 
     other = model("other", "uid-2", aliases=["fast"])
     other["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"

@@ -1,0 +1,149 @@
+"""An operator of its own for one namespace of a shared cluster, and what a test does with it and asks of it.
+
+It cares for this namespace alone, behind a `Proxy` of its own, so that a restart, a kill or a count in one test is no
+concern of another.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tandem_testing.kube import Kube, Obj, eventually
+from tandem_testing.operator_process import OperatorProcess, Proxy, Write
+
+LISTED = "Listed the cluster"
+API = "/apis/tandem.dev/v1alpha1"
+
+
+@dataclass
+class Bench:
+    """One namespace and its operator."""
+
+    kube: Kube
+    namespace: str
+    proxy: Proxy
+    operator: OperatorProcess
+    starts: int = 1
+
+    @property
+    def models(self) -> str:
+        """Path of the namespace's Models."""
+        return f"{API}/namespaces/{self.namespace}/models"
+
+    def make(self, name: str, **spec: Any) -> Obj:
+        """Creates a Model on the CPU."""
+        body = {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "Model",
+            "metadata": {"name": name},
+            "spec": {"source": "hf://org/name", "device": "CPU", **spec},
+        }
+        return self.kube.request("POST", self.models, body)
+
+    def change(self, name: str, **spec: Any) -> Obj:
+        """Merges fields into a Model's spec; None removes one."""
+        return self.kube.request("PATCH", f"{self.models}/{name}", {"spec": spec}, "application/merge-patch+json")
+
+    def delete(self, name: str) -> None:
+        """Deletes a Model."""
+        self.kube.request("DELETE", f"{self.models}/{name}")
+
+    async def start(self) -> None:
+        """Starts the operator and waits until it has seen the cluster."""
+        self.starts += 1
+        await self.operator.start()
+        await self.seen()
+
+    async def seen(self) -> None:
+        """Waits until the operator has seen the cluster."""
+        await eventually("the operator's start", lambda: self.operator.log.count(LISTED) == self.starts)
+
+    async def restart(self) -> None:
+        """kill -9 unless it is dead already, and a start; what was counted before is forgotten."""
+        self.operator.kill()
+        await self.operator.wait()
+        self.proxy.clear()
+        await self.start()
+
+    async def settled(self, what: str, quiet: float, seconds: float = 60.0) -> None:
+        """Waits until every Model's status is final and nothing was written for `quiet` seconds."""
+
+        async def final() -> bool:
+            await asyncio.sleep(0.1)
+            return all(is_final(model) for model in self.kube.items(self.models))
+
+        await self.quiet(quiet, seconds, lambda: eventually(what, final, seconds))
+
+    async def quiet(
+        self, span: float, seconds: float = 60.0, first: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
+        """Waits until nothing was written for `span` seconds, each time after `first`; fails after `seconds`."""
+        async with asyncio.timeout(seconds):
+            before = -1
+            while before != len(self.proxy.writes):
+                if first is not None:
+                    await first()
+                before = len(self.proxy.writes)
+                await asyncio.sleep(span)
+
+
+def condition(model: Obj, kind: str) -> Obj:
+    """One condition of a Model; empty when it has none of that type."""
+    conditions = model.get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] == kind), {})
+
+
+def is_final(model: Obj) -> bool:
+    """Whether the status speaks of the newest spec and of pods that are all as the spec says."""
+    status = model.get("status", {})
+    complete = condition(model, "Progressing").get("reason") == "Complete"
+    return complete and status.get("observedGeneration") == model["metadata"]["generation"]
+
+
+def by_path(writes: list[Write]) -> dict[str, int]:
+    """How often each path was written to."""
+    found: dict[str, int] = {}
+    for one in writes:
+        found[one.path] = found.get(one.path, 0) + 1
+    return found
+
+
+@contextmanager
+def namespace(kube: Kube, name: str) -> Iterator[str]:
+    """A namespace in which pods can be made, as long as the block lasts."""
+    kube.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        yield name
+    finally:
+        kube.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@asynccontextmanager
+async def running(kube: Kube, name: str, folder: Path, compare: bool = False, **options: Any) -> AsyncIterator[Bench]:
+    """A bench in the new namespace `name` whose operator runs; at the end it must live, and is killed.
+
+    `options` are those of `OperatorProcess`.
+    """
+    with namespace(kube, name):
+        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+        await eventually("a ServiceAccount for pods", lambda: kube.find(account))
+        proxy = Proxy(kube, compare=compare)
+        await proxy.start()
+        operator = OperatorProcess(proxy, folder, more={"namespace": name}, **options)
+        bench = Bench(kube, name, proxy, operator)
+        await operator.start()
+        try:
+            await bench.seen()
+            yield bench
+            assert operator.running, operator.log
+            assert "Traceback" not in operator.log
+        except BaseException:
+            print(operator.log[-8000:])
+            raise
+        finally:
+            operator.kill()
+            await operator.wait()
+            await proxy.stop()
