@@ -175,6 +175,7 @@ class Election:
             match action:
                 case Lost(why):
                     LEADER.set(0)
+                    self._asked = False  # there is nothing left to give up, and the end must not wait for an answer
                     return why
                 case Wait(seconds):
                     await self._sleep(seconds)

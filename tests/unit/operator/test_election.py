@@ -227,18 +227,23 @@ async def test_the_lead_is_given_up_even_when_a_renewal_was_cut_off(
     assert len(leases.asked) == asked, "once is enough"
 
 
-async def test_what_is_not_held_is_not_released(
-    election: Election, leases: Leases, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_is_not_held_is_not_released(election: Election, leases: Leases, clock: Clock) -> None:
     await election.release()
     assert leases.asked == []
     clock.at(3.0, lambda: leases.hold("you"))
     await election.run()
+    asked = len(leases.asked)
     await election.release()
-    assert leases.lease is not None
-    assert leases.lease["spec"]["holderIdentity"] == "you"
+    assert len(leases.asked) == asked
+
+
+async def test_a_release_that_fails_is_told(
+    election: Election, leases: Leases, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.at(3.0, stop)
+    with pytest.raises(Ended):
+        await election.run()
     leases.trouble = ApiError(0, "Unreachable", "no route")
-    election._asked = True
     await election.release()
     assert caplog.messages[-1] == "The Lease system/lead could not be released: no route. It expires by itself."
 
