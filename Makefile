@@ -52,7 +52,7 @@ lint: env ## format, lint, types, import rules
 format: env ## formats the code
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
-generate: env ## makes the CRD and the plain manifests from the types and the chart
+generate: env ## makes the CRDs, the reference page and the plain manifests from the types and the chart
 	@$(PY) tools/generate.py
 
 bench-overlap: env ## the overlapped loop against the plain one

@@ -1,7 +1,8 @@
 """Makes what is made from the types and the chart: `python tools/generate.py [--helm HELM] [--check]`.
 
-types of tandem_api -> the CRDs as templates of the chart -> `helm template` -> manifests/tandem.yaml. Both are
-committed; `--check` writes nothing and fails when they are not as they would be made.
+types of tandem_api -> the CRDs as templates of the chart -> `helm template` -> manifests/tandem.yaml, and -> the
+reference page docs/reference.md. All are committed; `--check` writes nothing and fails when they are not as they would
+be made.
 """
 
 import argparse
@@ -14,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from tandem_api.crd import KINDS, CustomKind, crd_yaml
+from tandem_api.reference import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "tandem"
 CRD_TEMPLATES = {kind: CHART / "templates" / f"crd-{kind.plural}.yaml" for kind in KINDS}
 MANIFEST = ROOT / "manifests" / "tandem.yaml"
+REFERENCE = ROOT / "docs" / "reference.md"
 NAMESPACE = "tandem-system"
 
 _HEADER = f"""\
@@ -83,7 +86,7 @@ def main() -> int:
     making: list[tuple[Path, Callable[[], str]]] = [
         (path, partial(crd_template, kind)) for kind, path in CRD_TEMPLATES.items()
     ]
-    for path, make in [*making, (MANIFEST, partial(manifest, helm))]:
+    for path, make in [*making, (MANIFEST, partial(manifest, helm)), (REFERENCE, reference)]:
         text = make()
         if path.exists() and path.read_text() == text:
             continue

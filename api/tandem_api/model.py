@@ -193,5 +193,9 @@ class ModelSpec(ModelSettings):
     scaling: ScalingSpec | None = Field(None, description="scaling of the pods; absent means External.")
     topology: TopologySpec | None = Field(None, description="topology of one copy; absent means one node.")
     replicas: Whole | None = Field(
-        None, ge=0, le=1000, description="replicas is the number of serving pods; absent means 1."
+        None,
+        ge=0,
+        le=1000,
+        description="replicas is the number of serving pods; absent means 1. Set it once where an HPA or KEDA is to "
+        "write it: they cannot read an absent one.",
     )

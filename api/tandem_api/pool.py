@@ -122,7 +122,13 @@ class ModelPoolSpec(Spec):
     resources: PoolResources = Field(
         default=PoolResources(), json_schema_extra={"default": {}}, description="resources of each pod, beside GPUs."
     )
-    replicas: Whole | None = Field(None, ge=0, le=1000, description="replicas is the number of pods; absent means 1.")
+    replicas: Whole | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="replicas is the number of pods; absent means 1. Set it once where an HPA or KEDA is to write it: "
+        "they cannot read an absent one.",
+    )
     scaling: ScalingSpec | None = Field(None, description="scaling of the pods; absent means External.")
     max_loaded_models: Whole = Field(
         0,

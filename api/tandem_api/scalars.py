@@ -9,7 +9,10 @@ from pydantic import BeforeValidator, Field, Strict, StringConstraints, WithJson
 
 # Patterns spell their characters out: \w and \d mean ASCII to the API server and all of Unicode to pydantic.
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+OBJECT_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 DECIMAL_PATTERN = r"^[0-9]{1,3}([.][0-9]{1,6})?$"
+CPU_PATTERN = r"^([0-9]{1,7}m|[0-9]{1,4}([.][0-9]{1,3})?)$"
+MEMORY_PATTERN = r"^[0-9]{1,15}([.][0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$"
 DURATION_PATTERN = r"^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?([0-9]{1,9}ms)?$"
 """Every part is bounded, so that a rule can compute with whatever is taken."""
 FOREVER = -1
@@ -20,9 +23,7 @@ Whole = Annotated[int, Strict()]
 """An integer; like the API server pydantic takes no text, truth value or fraction for one."""
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=40)]
 """Of a Model, a ModelPool or an adapter."""
-ObjectName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)
-]
+ObjectName = Annotated[str, StringConstraints(pattern=OBJECT_NAME_PATTERN, min_length=1, max_length=253)]
 """Of a Secret or a PersistentVolumeClaim."""
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=10)]
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./:-]*$", min_length=1, max_length=120)]
@@ -30,8 +31,9 @@ Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./:-]*
 
 def _int_or_string(pattern: str, minimum: int, maximum: int, **text: int) -> WithJsonSchema:
     """Bounds of the number, and the pattern (and lengths) of the text that may stand in its place."""
-    union = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
-    return WithJsonSchema({**union, "pattern": pattern, **text, "minimum": minimum, "maximum": maximum})
+    # No anyOf beside the marker: the API server would name it in each refusal, after the sentence that says it all.
+    marker = {"x-kubernetes-int-or-string": True}
+    return WithJsonSchema({**marker, "pattern": pattern, **text, "minimum": minimum, "maximum": maximum})
 
 
 def _text_of_whole(value: object) -> object:
@@ -39,17 +41,14 @@ def _text_of_whole(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-_CPU = r"^([0-9]{1,7}m|[0-9]{1,4}([.][0-9]{1,3})?)$"
-_MEMORY = r"^[0-9]{1,15}([.][0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$"
-
 Cpu = Annotated[
-    str, BeforeValidator(_text_of_whole), StringConstraints(pattern=_CPU, max_length=8),
-    _int_or_string(_CPU, 0, 9999, maxLength=8),
+    str, BeforeValidator(_text_of_whole), StringConstraints(pattern=CPU_PATTERN, max_length=8),
+    _int_or_string(CPU_PATTERN, 0, 9999, maxLength=8),
 ]  # fmt: skip
 """Processors: 2, 0.5 or 500m."""
 Memory = Annotated[
-    str, BeforeValidator(_text_of_whole), StringConstraints(pattern=_MEMORY, max_length=21),
-    _int_or_string(_MEMORY, 0, 999_999_999_999_999, maxLength=21),
+    str, BeforeValidator(_text_of_whole), StringConstraints(pattern=MEMORY_PATTERN, max_length=21),
+    _int_or_string(MEMORY_PATTERN, 0, 999_999_999_999_999, maxLength=21),
 ]  # fmt: skip
 """Bytes, with one of Kubernetes' suffixes but m: a thousandth of a byte is always a slip for M."""
 ContextLength = Annotated[

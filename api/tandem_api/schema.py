@@ -9,7 +9,7 @@ from tandem_api.base import Contract
 
 _KEPT = (
     "type", "format", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "maxProperties", "required", "anyOf",
+    "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
         return structural({**target, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
     if "allOf" in schema and len(schema["allOf"]) == 1:
         return structural({**schema["allOf"][0], **{k: v for k, v in schema.items() if k != "allOf"}}, definitions)
-    if "anyOf" in schema and "x-kubernetes-int-or-string" not in schema:
+    if "anyOf" in schema:
         choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
         if len(choices) != 1:
             raise ValueError(f"a structural schema has no place for the union {schema['anyOf']}")

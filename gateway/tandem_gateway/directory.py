@@ -74,7 +74,16 @@ class Directory:
             load = self.loads.of(pod, model.name)
             return load if load.slots else replace(load, slots=model.slots or DEFAULT_SLOTS)
 
-        return routing.candidates(self.table.pods_of(model), load_of, lambda _: random.random())  # noqa: S311
+        found = routing.candidates(
+            self.table.pods_of(model),
+            load_of,
+            lambda _: random.random(),  # noqa: S311
+            model.uid,
+        )
+        if not model.shared_pool or model.ready is None or model.ready.status == "True":
+            return found
+        # The pool's pods serve others; of a Model that is not ready they would say that there is no such model.
+        return [pod for pod in found if load_of(pod).warmth < routing.Warmth.ABSENT]
 
     def _remembered(self, pods: Iterable[PodView]) -> Iterable[PodView]:
         for pod in pods:

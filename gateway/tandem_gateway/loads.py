@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tandem_api.load import Load
 from tandem_api.report import ModelState, Report
 from tandem_gateway.objects import PodView
-from tandem_gateway.routing import PodLoad
+from tandem_gateway.routing import PodLoad, Warmth
 
 OBSERVATION_SECONDS = 60.0
 """An older word of a pod counts no more."""
@@ -69,6 +69,12 @@ class Loads:
         """This gateway's requests at the pod, over all models."""
         return sum(count for (uid, _), count in self._own.items() if uid == pod_uid)
 
+    def moving(self, pod_uid: str) -> bool:
+        """Whether the pod is to be asked often: it has requests of this gateway, or loads a model."""
+        last = self.reports.get(pod_uid)
+        loading = last is not None and any(entry.state is ModelState.LOADING for entry in last.report.models)
+        return loading or self.in_flight(pod_uid) > 0
+
     def observe(self, pod_uid: str, model: str, load: Load) -> None:
         """What the pod itself says now of the model's load."""
         self._observed[pod_uid, model] = _Observation(load, self._own.get((pod_uid, model), 0), self._clock())
@@ -112,11 +118,22 @@ class Loads:
                 said = observation.load.busy + observation.load.queued
                 pending = float(max(own, said + own - observation.own))
         return PodLoad(
+            warmth=self._warmth(pod.uid, model, observation),
             pending=pending,
             slots=slots,
             suspect=self._suspect_until.get(pod.uid, 0.0) > now,
             draining=self._draining_until.get(pod.uid, 0.0) > now,
         )
+
+    def _warmth(self, pod_uid: str, model: str, observation: _Observation | None) -> Warmth:
+        report = self.reports.get(pod_uid)
+        # Only a pod that holds a model tells its load.
+        if report is None or (observation is not None and observation.at >= report.at):
+            return Warmth.LOADED
+        entry = report.report.model(model)
+        if entry is None or entry.state is ModelState.FAILED:
+            return Warmth.ABSENT
+        return Warmth.LOADED if entry.state is ModelState.LOADED else Warmth.COLD
 
     def forget_all_but(self, pod_uids: Collection[str]) -> None:
         """Drops what was observed of pods that are gone; counts of requests that still run stay until they end."""

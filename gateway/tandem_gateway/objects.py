@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tandem_api.names import POOL_UID_LABEL
+from tandem_api.names import POOL_KIND_LABEL, POOL_LABEL, POOL_UID_LABEL
 from tandem_api.status import Artifact
 
 DEFAULT_SLOTS = 4
@@ -42,11 +42,13 @@ class ModelView:
     ready: ReadyCondition | None = None
     context: int | None = None
     artifact: Artifact | None = None
+    shared_pool: str = ""
+    """Name of the ModelPool whose pods serve it; empty: it has pods of its own."""
 
     @property
-    def pool_uid(self) -> str:
-        """UID of the pool whose pods serve it: its own, for every Model has a pool of its own."""
-        return self.uid
+    def pool(self) -> str:
+        """Says whose pods serve it; equal to `PodView.pool` of those."""
+        return f"ModelPool/{self.shared_pool}" if self.shared_pool else f"Model/{self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,13 @@ class PodView:
     """Its containers may still answer: the phase is Running."""
     was_ready: bool = False
     """This gateway has seen it ready."""
+    shared_pool: str = ""
+    """Name of the ModelPool that it belongs to; empty: it is a Model's own."""
+
+    @property
+    def pool(self) -> str:
+        """Says whose it is. A Model's by UID, lest one made anew be served by pods of its namesake."""
+        return f"ModelPool/{self.shared_pool}" if self.shared_pool else f"Model/{self.pool_uid}"
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -88,13 +97,15 @@ def model_view(item: JsonObject) -> ModelView | None:
         ready=_ready_condition(status),
         context=context if isinstance(context, int) else None,
         artifact=_artifact(status.get("artifact")),
+        shared_pool=_text(spec, "pool"),
     )
 
 
 def pod_view(item: JsonObject) -> PodView | None:
     """The view of a serving pod; None for a pod that belongs to no pool."""
     metadata, status = _mapping(item, "metadata"), _mapping(item, "status")
-    pool_uid = _text(_mapping(metadata, "labels"), POOL_UID_LABEL)
+    labels = _mapping(metadata, "labels")
+    pool_uid = _text(labels, POOL_UID_LABEL)
     name, uid = _text(metadata, "name"), _text(metadata, "uid")
     if not pool_uid or not name or not uid:
         return None
@@ -110,6 +121,7 @@ def pod_view(item: JsonObject) -> PodView | None:
         terminating="deletionTimestamp" in metadata,
         running=_text(status, "phase") == "Running",
         was_ready=is_ready,
+        shared_pool=_text(labels, POOL_LABEL) if _text(labels, POOL_KIND_LABEL) == "ModelPool" else "",
     )
 
 

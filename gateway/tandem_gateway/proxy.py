@@ -123,10 +123,13 @@ class Proxy:
         # A pod knows its models by bare name and alias only.
         if asked.startswith(f"{model.namespace}/") and asked not in model.aliases:
             body.data = with_model(body.data, path, asked.removeprefix(f"{model.namespace}/"))
-        headers = to_pod(scope["headers"], self._key_of(model.pool_uid))
         query = scope["query_string"].decode("latin-1")
-        outgoing = Outgoing(scope["method"], f"{path}?{query}" if query else path, headers, body.data)
-        return lambda pod: outgoing
+        target = f"{path}?{query}" if query else path
+
+        def outgoing(pod: PodView) -> Outgoing:
+            return Outgoing(scope["method"], target, to_pod(scope["headers"], self._key_of(pod.pool_uid)), body.data)
+
+        return outgoing
 
     def _not_found(self, asked: str) -> ApiError:
         names = [self._directory.public_name(model) for model in self._directory.table.models()]

@@ -1,4 +1,4 @@
-"""Polls the pods' reports: every second from pods with requests of this gateway, every 15 seconds from the others.
+"""Polls the pods' reports: every second from pods that have requests of ours or load a model, every 15 from the others.
 
 Beside the path of requests; feeds `loads`. One task a pod, at most 64 calls at once, jittered. A pod that cannot be
 reached keeps its last report, marked stale.
@@ -80,7 +80,7 @@ class ReportPoller:
             step = BUSY_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, protects nothing
             await asyncio.sleep(step)
             idle_left -= step
-            if self._directory.loads.in_flight(pod.uid):
+            if self._directory.loads.moving(pod.uid):
                 return
 
     async def _fetch(self, pod: PodView) -> Report:

@@ -6,10 +6,23 @@ On the path of every request, between reading the model's name from its body and
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 
+from tandem_api import placement
 from tandem_gateway.objects import ModelView, PodView
 
 LATEST = ":latest"
+
+
+class Warmth(IntEnum):
+    """Whether a pod holds a model; the smaller is asked first."""
+
+    LOADED = 0
+    """It does, or it has told nothing yet: a ready pod of a Model's own holds it."""
+    COLD = 1
+    """It would have to load the model first."""
+    ABSENT = 2
+    """The pod did not know of the model when it last told, or could not load it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +36,7 @@ class PodLoad:
     """It lately failed to answer."""
     draining: bool = False
     """It said itself that it takes no more requests."""
+    warmth: Warmth = Warmth.LOADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +48,7 @@ class Table:
     aliases: Mapping[tuple[str, str], ModelView] = field(default_factory=dict)
     """By namespace and alias; of two Models with one alias the older has it, and a name beats every alias."""
     pods: Mapping[tuple[str, str], tuple[PodView, ...]] = field(default_factory=dict)
-    """By namespace and UID of the pool; only pods that have an address."""
+    """By namespace and pool; only pods that have an address."""
 
     def models(self) -> list[ModelView]:
         """All Models, by namespace and name."""
@@ -42,7 +56,7 @@ class Table:
 
     def pods_of(self, model: ModelView) -> tuple[PodView, ...]:
         """The pods of the model's pool."""
-        return self.pods.get((model.namespace, model.pool_uid), ())
+        return self.pods.get((model.namespace, model.pool), ())
 
 
 def build(models: Iterable[ModelView], pods: Iterable[PodView]) -> Table:
@@ -57,7 +71,7 @@ def build(models: Iterable[ModelView], pods: Iterable[PodView]) -> Table:
     grouped: dict[tuple[str, str], list[PodView]] = {}
     for pod in pods:
         if pod.ip:
-            grouped.setdefault((pod.namespace, pod.pool_uid), []).append(pod)
+            grouped.setdefault((pod.namespace, pod.pool), []).append(pod)
     return Table(names, aliases, {key: tuple(sorted(group, key=lambda pod: pod.uid)) for key, group in grouped.items()})
 
 
@@ -86,11 +100,16 @@ def public_name(model: ModelView, default_namespace: str) -> str:
 
 
 def candidates(
-    pods: Iterable[PodView], load_of: Callable[[PodView], PodLoad], tie: Callable[[PodView], float]
+    pods: Iterable[PodView],
+    load_of: Callable[[PodView], PodLoad],
+    tie: Callable[[PodView], float],
+    model_uid: str = "",
 ) -> list[PodView]:
     """The pods that may serve a request, best first.
 
-    Ready pods come before all others, among them those that answered lately, then the least loaded for its slots.
+    Ready pods come before all others, among them those that answered lately, then those that hold the model, then the
+    least loaded for its slots; of those that would have to load it, the first by `placement`, so that every gateway
+    chooses the same.
     Only when no pod is ready are others named at all, as a last resort: a terminating pod still serves while it
     lingers, and one that was ready before may only have missed a probe. A pod that never was ready is no candidate.
 
@@ -98,12 +117,17 @@ def candidates(
         pods: pods of one pool.
         load_of: what is known of a pod's load.
         tie: decides between equals; the smaller goes first.
+        model_uid: of the model.
     """
     ready = [pod for pod in pods if pod.ip and pod.ready and not pod.terminating]
     usable = ready or [pod for pod in pods if pod.ip and pod.running and (pod.terminating or pod.was_ready)]
 
-    def rank(pod: PodView) -> tuple[bool, bool, bool, float, float]:
+    places = {uid: place for place, uid in enumerate(placement.order(model_uid, [pod.uid for pod in usable]))}
+
+    def rank(pod: PodView) -> tuple[bool, bool, bool, int, int, float, float]:
         load = load_of(pod)
-        return (load.draining, load.suspect, pod.terminating, load.pending / max(load.slots or 1, 1), tie(pod))
+        place = places[pod.uid] if load.warmth >= Warmth.COLD else 0
+        busy = load.pending / max(load.slots or 1, 1)
+        return (load.draining, load.suspect, pod.terminating, int(load.warmth), place, busy, tie(pod))
 
     return sorted(usable, key=rank)

@@ -72,7 +72,7 @@ def diagnose_pod(pod: PodView) -> Diagnosis:
         told = sentence(failed[0].last_error or "it gave no cause")
         return Diagnosis("LoadFailed", f"Pod {pod.name} could not load {failed[0].name}: {told}", stuck=True)
     if loading:
-        return Diagnosis("Loading", f"Pod {pod.name} {progress_of(loading[0])} of {loading[0].name}.")
+        return Diagnosis("Loading", f"Pod {pod.name} {progress_of(loading[0])} ({loading[0].name}).")
     return _silent(pod)
 
 
@@ -134,7 +134,9 @@ def _silent(pod: PodView) -> Diagnosis:
 
 
 def _reported(pod: PodView, entry: ModelReport) -> Diagnosis:
-    if entry.state == ModelState.FAILED:
+    # A load that is tried again after a failure is told as the failure, until it is loaded or fails in another way.
+    retried = entry.state == ModelState.LOADING and entry.last_error and entry.artifact is None
+    if entry.state == ModelState.FAILED or retried:
         told = sentence(entry.last_error or "it gave no cause")
         return Diagnosis(
             entry.error_reason or "LoadFailed", f"Pod {pod.name} could not load the model: {told}", stuck=True

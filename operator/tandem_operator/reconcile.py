@@ -89,7 +89,7 @@ class Reconciler:
         after = pool.status if _unheard(pool.pods) else compute_pool(pool, outcome, hold, held, _now())
         subject = Subject(key, pool.uid, pool.generation, pool.status)
         due = await self._teller.write(subject, after)
-        found = happenings(pool.status, after, outcome, pool.wanted, pool.pods)
+        found = happenings(pool.status, after, outcome, pool.wanted, ())
         await self._teller.tell(subject, after, found, self._recorder)
         return Again(_soonest(look_again, due), hindered=bool(outcome.conflicts or outcome.refused))
 
@@ -110,8 +110,11 @@ class Reconciler:
         after = member.status if _unheard(pods) else compute(observed, outcome, hold, _now())
         subject = Subject(key, member.uid, member.generation, member.status)
         due = await self._teller.write(subject, after)
-        wanted = observed.pool.wanted if observed.pool is not None else 0
-        found = self._recorder.deaths(key, pods) + happenings(member.status, after, outcome, wanted, pods)
+        own = observed.pool if observed.pool is not None and not observed.pool.shared else None
+        # Pods of a shared pool may have started long before somebody asked for this model.
+        started = own.pods if own is not None else ()
+        happened = happenings(member.status, after, outcome, own.wanted if own is not None else 0, started)
+        found = self._recorder.deaths(key, pods) + happened
         await self._teller.tell(subject, after, found, self._recorder)
         return Again(_soonest(look_again, due), hindered=bool(outcome.conflicts or outcome.refused))
 

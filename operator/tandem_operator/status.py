@@ -154,6 +154,8 @@ def _loaded(facts: Facts) -> Condition:
         return condition("Loaded", TRUE, "Loaded", message)
     if not facts.pool.pods:
         return condition("Loaded", FALSE, "NoPods", "There is no pod that could hold the model.")
+    if facts.pool.hold is not None:
+        return condition("Loaded", FALSE, facts.pool.hold.reason, f"0 of {wanted} pods{facts.whose} hold the model.")
     told = facts.pool.worst or facts.pool.pods[0][1]
     if told.reason == "NotReported":
         return condition("Loaded", UNKNOWN, told.reason, told.message)

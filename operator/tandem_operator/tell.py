@@ -95,10 +95,10 @@ def _log(subject: Subject, found: Sequence[Happening], after: CommonStatus) -> N
         ended = one.type == "Progressing" and one.status == ConditionStatus.FALSE and was and was.status != one.status
         if ready or ended:
             lines.append((False, one.reason, one.message))
-    told = ""
+    told: list[str] = []
     for warning, reason, message in lines:
-        if message in told:
+        if any(message in one or one in message for one in told):
             continue
-        told += message
+        told.append(message)
         extra = {"object": str(subject.key), "generation": subject.generation, "reason": reason}
         log.log(logging.WARNING if warning else logging.INFO, "%s: %s", subject.key, message, extra=extra)

@@ -42,7 +42,10 @@ def _reason(status: CommonStatus, kind: str) -> str:
 def happenings(
     before: CommonStatus, after: CommonStatus, outcome: Outcome, wanted: int, pods: Sequence[PodView]
 ) -> list[Happening]:
-    """The Events that lead from one status to the next; `wanted` pods are asked for, and `pods` exist."""
+    """The Events that lead from one status to the next.
+
+    `wanted` pods are asked for; `pods` are those whose start was the start of the load.
+    """
     found = [
         Happening("Created", "Create", f"Created Deployment {name} with {_count(wanted)}.")
         for kind, name in outcome.created

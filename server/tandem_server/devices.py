@@ -98,8 +98,8 @@ def parse_gpus(text: str) -> list[DeviceReport]:
 def cpu_report(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> DeviceReport:
     """Memory of the container's limit where it has one below the machine's, else of the machine."""
     total, free = _machine_memory(meminfo)
-    limit = _number(cgroup / "memory.max")
-    used = _number(cgroup / "memory.current")
+    limit = _number(cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes")
+    used = _number(cgroup / "memory.current", cgroup / "memory/memory.usage_in_bytes")
     if limit is not None and used is not None and limit < total:
         total, free = limit, max(0, min(free, limit - used))
     cpus = len(os.sched_getaffinity(0))
@@ -114,9 +114,12 @@ def _machine_memory(meminfo: Path) -> tuple[int, int]:
     return values["MemTotal"], values.get("MemAvailable", values.get("MemFree", 0))
 
 
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+def _number(*paths: Path) -> int | None:
+    """The number in the first of the files that is there: cgroup v2 names its files otherwise than v1."""
+    for path in paths:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        return int(text) if text.isdecimal() else None
+    return None

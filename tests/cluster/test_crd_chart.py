@@ -66,6 +66,7 @@ def test_what_is_generated_is_what_is_committed(helm: str) -> None:
     for kind, path in made.CRD_TEMPLATES.items():
         assert path.read_text() == made.crd_template(kind), "run make generate"
     assert made.MANIFEST.read_text() == made.manifest(helm), "run make generate"
+    assert made.REFERENCE.read_text() == made.reference(), "run make generate"
 
 
 def test_lint(helm: str) -> None:

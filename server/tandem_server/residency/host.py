@@ -140,6 +140,7 @@ class ModelHost:
         self.admission.line.timeout = float(entry.queue.timeout_seconds)
         if reload:
             _log.info("The settings of model %s changed; it is loaded again once its running requests end.", entry.name)
+            self.last_error, self.error_reason = None, ""
             self._reload.set()
 
     async def close(self) -> None:

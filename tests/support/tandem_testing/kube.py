@@ -56,6 +56,14 @@ class Kube:
         found: Obj = answer.json()
         return found
 
+    def attempt(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> tuple[int, Obj]:
+        """One call of the API that may be refused: its HTTP status and what was answered."""
+        answer = self._http.request(method, path, json=body, headers={"Content-Type": content_type})
+        told: Obj = answer.json()
+        return answer.status_code, told
+
     def find(self, path: str) -> Obj | None:
         """One object, or None when there is none."""
         answer = self._http.get(path)

@@ -1,9 +1,11 @@
 """What the operator's tests share: Models, pods and reports as values, and an API server that lives in memory."""
 
+import base64
 import copy
 import itertools
 from typing import Any
 
+from tandem_api.names import CREDENTIALS_LABEL
 from tandem_api.report import ModelReport, ModelState, Progress, Report
 from tandem_api.status import Artifact
 from tandem_operator.api import ApiError
@@ -54,9 +56,9 @@ def model_pool(name: str = POOL_KEY.name, uid: str = POOL_UID, generation: int =
     }
 
 
-def pooled(name: str = KEY.name, uid: str = UID, **spec: Any) -> Obj:
+def pooled(name: str = KEY.name, uid: str = UID, generation: int = 1, **spec: Any) -> Obj:
     """A Model of the pool that `model_pool` gives."""
-    made = model(name, uid, pool=POOL_KEY.name, **spec)
+    made = model(name, uid, generation, pool=POOL_KEY.name, **spec)
     del made["spec"]["device"]
     return made
 
@@ -152,23 +154,33 @@ def seen(entry: ModelReport | None = None, at: float = 0.0, stale: bool = False,
 
 def world(*objects: tuple[Kind, Obj], reports: dict[str, Seen] | None = None, status: Obj | None = None) -> Observed:
     """The Model with this status, and what else there is, as `observe` gives it."""
-    cache = Cache(lambda _: None)
     found = [one for kind, one in objects if kind == MODEL] or [model()]
-    cache.put(MODEL, {**found[0], "status": status or {}})
-    for kind, obj in objects:
-        if kind != MODEL:
-            cache.put(kind, obj)
+    others = [(kind, obj) for kind, obj in objects if kind != MODEL]
+    cache = cache_with((MODEL, {**found[0], "status": status or {}}), *others)
     observed = observe(cache, reports or {}, KEY)
     assert observed is not None
     return observed
 
 
-def world_of_pool(*objects: tuple[Kind, Obj], reports: dict[str, Seen] | None = None, **spec: Any) -> Pool:
-    """The ModelPool with this spec, and what else there is, as `observe_pool` gives it."""
+def secret(name: str, label: str | None = "true", namespace: str = KEY.namespace, **data: str) -> Obj:
+    """A Secret that a person made; `label` is the value of the label that makes it a Model's credentials."""
+    labels = {} if label is None else {CREDENTIALS_LABEL: label}
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "resourceVersion": "5", "labels": labels}
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
+
+
+def cache_with(*objects: tuple[Kind, Obj]) -> Cache:
+    """A cache that holds these objects and nudges nobody."""
     cache = Cache(lambda _: None)
-    cache.put(MODEL_POOL, model_pool(**spec))
     for kind, obj in objects:
         cache.put(kind, obj)
+    return cache
+
+
+def world_of_pool(*objects: tuple[Kind, Obj], reports: dict[str, Seen] | None = None, **spec: Any) -> Pool:
+    """The ModelPool with this spec, and what else there is, as `observe_pool` gives it."""
+    cache = cache_with((MODEL_POOL, model_pool(**spec)), *objects)
     pool = observe_pool(cache, reports or {}, POOL_KEY)
     assert pool is not None
     return pool

@@ -58,6 +58,8 @@ def test_every_field_of_the_spec_is_bounded_and_described(kind: CustomKind) -> N
             assert schema.get("description"), path
         if schema.get("type") == "string" and "enum" not in schema:
             assert "maxLength" in schema, path
+        if schema.get("x-kubernetes-int-or-string"):
+            assert "maxLength" in schema or schema["pattern"] == "^Auto$", path
         if schema.get("type") == "array":
             assert "maxItems" in schema, path
         if "additionalProperties" in schema:
@@ -65,6 +67,25 @@ def test_every_field_of_the_spec_is_bounded_and_described(kind: CustomKind) -> N
         if schema.get("type") == "integer" or schema.get("x-kubernetes-int-or-string"):
             assert {"minimum", "maximum"} <= set(schema), path
         assert schema.get("type") != "number", f"{path}: no floats in a spec"
+
+
+@each_kind
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_descriptions_begin_with_the_fields_name_and_say_what_each_value_does(kind: CustomKind, part: str) -> None:
+    for path, schema in walk(schema_of(kind, part)):
+        name, words = path.rsplit(".", 1)[-1], schema.get("description", "")
+        if name and not name.endswith("[]"):
+            assert words.split(maxsplit=1)[0] == name, f"{path}: {words}"
+            assert words.endswith("."), f"{path}: {words}"
+            assert [value for value in schema.get("enum", ()) if value not in words] == [], f"{path}: {words}"
+
+
+@each_kind
+def test_rules_are_told_in_sentences_without_cel(kind: CustomKind) -> None:
+    for path, schema in [*walk(schema_of(kind, "spec"))]:
+        for rule in schema.get("x-kubernetes-validations", ()):
+            assert "self." not in rule["message"], path
+            assert rule["fieldPath"].startswith("."), f"{path}: {rule['message']} names no field"
 
 
 @each_kind

@@ -6,7 +6,7 @@ from tandem_api.load import Load
 from tandem_api.report import ModelReport, ModelState, Report
 from tandem_gateway.loads import OBSERVATION_SECONDS, SUSPECT_SECONDS, Loads
 from tandem_gateway.objects import PodView
-from tandem_gateway.routing import PodLoad
+from tandem_gateway.routing import PodLoad, Warmth
 
 POD = PodView("default", "a", "a", "pool", "10.0.0.1")
 
@@ -77,7 +77,11 @@ def test_a_report_tells_of_loaded_models_and_of_draining(loads: Loads) -> None:
     loading = ModelReport(name="n", state=ModelState.LOADING, busy=9, slots=9)
     loads.observe_report("a", Report(pod="a", version="1", draining=True, models=[loaded, loading]))
     assert loads.of(POD, "m") == PodLoad(3, 4, draining=True)
-    assert loads.of(POD, "n") == PodLoad(draining=True)
+    assert loads.of(POD, "n") == PodLoad(draining=True, warmth=Warmth.COLD)
+    assert loads.of(POD, "o").warmth is Warmth.ABSENT
+    assert loads.moving("a")
+    loads.observe("a", "n", Load(0, 0, 4))
+    assert loads.of(POD, "n").warmth is Warmth.LOADED, "an answer is newer than the report"
     loads.unreachable("a")
     assert loads.reports["a"].stale
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tandem_api import placement
 from tandem_gateway.objects import ModelView, PodView, model_view, pod_view
-from tandem_gateway.routing import PodLoad, Table, build, candidates, public_name, resolve
+from tandem_gateway.routing import PodLoad, Table, Warmth, build, candidates, public_name, resolve
 
 FIRST, SECOND = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
@@ -105,6 +106,32 @@ def test_load_counts_in_relation_to_slots() -> None:
         "d": PodLoad(0, 4, draining=True),
     }
     assert order([pod("a"), pod("b"), pod("c"), pod("d")], loads) == ["b", "a", "c", "d"]
+
+
+def test_a_pod_that_holds_the_model_comes_before_one_that_would_have_to_load_it() -> None:
+    loads = {"a": PodLoad(9, 4), "b": PodLoad(0, 4, warmth=Warmth.COLD), "c": PodLoad(0, 4, warmth=Warmth.ABSENT)}
+    assert order([pod("c"), pod("b"), pod("a")], loads) == ["a", "b", "c"]
+
+
+def test_every_gateway_sends_a_cold_model_to_the_same_pod() -> None:
+    cold = dict.fromkeys("abcd", PodLoad(0, 4, warmth=Warmth.COLD))
+    group = [pod(uid) for uid in "abcd"]
+    chance = random.Random(7)
+    first = {
+        candidates(chance.sample(group, 4), lambda each: cold[each.uid], lambda _: chance.random(), "uid-of-model")[0]
+        for _ in range(20)
+    }
+    assert {each.uid for each in first} == {placement.order("uid-of-model", "abcd")[0]}
+
+
+def test_the_pods_of_a_shared_pool_serve_every_model_that_names_it() -> None:
+    one, two = replace(model("one"), shared_pool="shared"), replace(model("two"), shared_pool="shared")
+    other = replace(model("other", "team"), shared_pool="shared")
+    shared = pod("a", pool_uid="pool-1", shared_pool="shared")
+    table = build([one, two, other, model("coder")], [shared, pod("b")])
+    assert table.pods_of(one) == table.pods_of(two) == (shared,)
+    assert table.pods_of(other) == (), "a pool serves its own namespace only"
+    assert [each.uid for each in table.pods_of(model("coder"))] == ["b"]
 
 
 flags = st.booleans()

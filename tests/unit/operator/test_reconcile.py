@@ -1,13 +1,15 @@
 """Whole reconciles against an API server in memory: what is written, how often, and what is said."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
+from tandem_api.report import ModelReport, ModelState
 from tandem_operator.api import ApiError
 from tandem_operator.app import worker
 from tandem_operator.cache import Cache
-from tandem_operator.kinds import EVENT, MODEL, POD, SERVICE, Obj
+from tandem_operator.kinds import EVENT, MODEL, MODEL_POOL, OWNED, POD, SERVICE, Kind, Obj
 from tandem_operator.queue import Schedule, WorkQueue
 from tandem_operator.reconcile import Again, Reconciler
 from tandem_operator.reports import Reports, Target
@@ -15,11 +17,15 @@ from tandem_testing.operator_world import (
     CONFIG,
     KEY,
     MASTER,
+    POOL_KEY,
+    POOL_UID,
     UID,
     FakeApi,
     failed,
     loaded,
     model,
+    model_pool,
+    pooled,
     report,
     running,
 )
@@ -197,6 +203,94 @@ async def test_a_refused_event_is_no_failure(bench: Bench, caplog: pytest.LogCap
     bench.api.create = create  # type: ignore[method-assign, assignment]
     await bench.run()
     assert "could not be posted: no events here" in caplog.text
+
+
+class Shared(Bench):
+    """A ModelPool with one Model, and their reconciles until both are silent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.put(MODEL_POOL, model_pool())
+        self.put(MODEL, pooled())
+
+    async def settle(self) -> list[tuple[str, str, str]]:
+        """All writes of rounds over both keys, until a round writes nothing."""
+        self.api.writes.clear()
+        for _ in range(6):
+            before = len(self.api.writes)
+            await self.reconciler.reconcile(POOL_KEY)
+            await self.reconciler.reconcile(KEY)
+            if len(self.api.writes) == before:
+                return [one for one in self.api.writes if one[1] != "Event"]
+        raise AssertionError(f"it never falls silent: {self.api.writes[-6:]}")
+
+    def reason(self, kind: Kind, name: str) -> str:
+        conditions = self.api.objects[kind, KEY.namespace, name]["status"]["conditions"]
+        return next(str(one["reason"]) for one in conditions if one["type"] == "Ready")
+
+
+SHARED_TARGET = Target("uid-pod-a", POOL_UID, POOL_KEY, "127.0.0.1", True)
+
+
+async def test_a_shared_pool_from_nothing_to_serving_and_then_silence() -> None:
+    bench = Shared()
+    writes = await bench.settle()
+    assert [kind for verb, kind, _ in writes if verb == "create"] == [kind.name for kind in OWNED]
+    assert {name for verb, _, name in writes if verb == "create"} == {"tandem-p-shared"}
+    assert [kind for verb, kind, _ in writes if verb == "apply-status"] == ["ModelPool", "Model"]
+    bench.put(POD, running(pool=POOL_KEY))
+    bench.reports.answered(SHARED_TARGET, report(ModelReport(name=KEY.name, state=ModelState.UNLOADED)))
+    await bench.settle()
+    assert (bench.reason(MODEL_POOL, "shared"), bench.reason(MODEL, "coder")) == ("Serving", "Unloaded")
+    bench.reports.answered(SHARED_TARGET, report(loaded(), revision=bench.reports._expected["uid-pod-a"]))
+    assert {(verb, kind) for verb, kind, _ in await bench.settle()} == {
+        ("apply-status", "ModelPool"), ("apply-status", "Model"),
+    }  # fmt: skip
+    assert await bench.settle() == []
+
+
+async def test_a_model_joins_a_shared_pool_and_its_own_pods_go() -> None:
+    bench = Bench()
+    bench.put(MODEL, model())
+    await bench.run()
+    bench.put(MODEL, pooled(generation=2))
+    await bench.run()
+    assert bench.reconciler is not None
+    assert "delete" not in {verb for verb, _, _ in bench.api.writes}, "the pool is not there: nothing is changed"
+    bench.put(MODEL_POOL, model_pool())
+    await bench.run()
+    assert [kind for verb, kind, _ in bench.api.writes if verb == "delete"] == sorted(kind.name for kind in OWNED)
+    assert [note for note in bench.notes if note.startswith("Deleted Deployment tandem-m-coder")]
+
+
+async def test_a_member_that_leaves_leaves_the_catalog() -> None:
+    bench = Shared()
+    await bench.settle()
+    bench.cache.drop(MODEL, bench.api.objects.pop((MODEL, KEY.namespace, KEY.name)))
+    writes = await bench.settle()
+    assert {(verb, kind) for verb, kind, _ in writes} == {
+        ("patch", "ConfigMap"), ("apply", "ConfigMap"), ("apply-status", "ModelPool"),
+    }  # fmt: skip
+
+
+async def test_pods_are_told_apart_before_there_are_fewer(bench: Bench) -> None:
+    bench.put(MODEL, model(replicas=2))
+    await bench.run()
+    for name, busy in (("pod-a", 3), ("pod-b", 0)):
+        bench.put(POD, running(name))
+        bench.reports.answered(replace(TARGET, uid=f"uid-{name}"), report(loaded(busy=busy)))
+    await bench.run()
+    bench.put(MODEL, model(replicas=1, generation=2))
+    await bench.run()
+    verbs = [(verb, kind) for verb, kind, _ in bench.api.writes if kind in ("Pod", "Deployment")]
+    assert verbs[0] == ("patch", "Pod"), "the cost is there before the Deployment changes"
+    assert ("apply", "Deployment") in verbs
+    costs = {
+        name: bench.api.objects[POD, KEY.namespace, name]["metadata"].get("annotations", {})
+        for name in ("pod-a", "pod-b")
+    }
+    assert costs["pod-a"]["controller.kubernetes.io/pod-deletion-cost"] == "3"
+    assert "controller.kubernetes.io/pod-deletion-cost" not in costs["pod-b"]
 
 
 class Broken:

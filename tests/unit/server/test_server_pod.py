@@ -227,6 +227,11 @@ def test_devices(tmp_path):
     (tmp_path / "memory.max").write_text("204800\n")
     (tmp_path / "memory.current").write_text("4800\n")
     assert (cpu_report(tmp_path, meminfo).total_bytes, cpu_report(tmp_path, meminfo).free_bytes) == (204800, 200000)
+    older = tmp_path / "v1" / "memory"
+    older.mkdir(parents=True)
+    (older / "memory.limit_in_bytes").write_text("102400\n")
+    (older / "memory.usage_in_bytes").write_text("2400\n")
+    assert cpu_report(tmp_path / "v1", meminfo).total_bytes == 102400
     gpus = parse_gpus("NVIDIA H200, 143771, 143000\nOdd, [N/A], [N/A]\n")
     assert [(gpu.name, gpu.total_bytes) for gpu in gpus] == [("NVIDIA H200", 143771 << 20), ("Odd", 0)]
 
