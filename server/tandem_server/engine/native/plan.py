@@ -17,11 +17,13 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class Admission:
-    """A request takes a slot: its sampling state goes to the device."""
+    """A request takes a slot: its sampling state and its block table go to the device."""
 
     slot: int
     sampling: Sampling
     prompt: list[int]
+    blocks: tuple[int, ...] = ()
+    """Blocks of the cache, in the order of their positions: all that the request will ever write to."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,6 @@ class StepPlan:
 
     number: int
     admitted: tuple[Admission, ...] = ()
-    cleared: tuple[int, ...] = ()
-    """Slots whose cache is to be zeroed first, because their last request's numbers went wrong."""
     decode: tuple[Decode, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     samples: tuple[tuple[int, int], ...] = ()

@@ -2,13 +2,14 @@
 
 Shared by the plain and the overlapped loop. `plan` counts tokens that are not known yet as placeholders, so that the
 next step can be planned while this one computes; `commit` learns the tokens. Finishes and aborts only mark a
-sequence; `_release` is the one place that frees slots, once no step in flight writes to them.
+sequence; `_release` is the one place that frees slots and blocks, once no step in flight writes to them.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
 from tandem_server.engine.native.needs import needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
 from tandem_server.engine.native.slots import SlotTable
@@ -30,8 +31,6 @@ class Sequence:
     in_flight: int = 0
     """Launched steps that write to the slot and are not committed yet."""
     finish: str | None = None
-    proved: bool = True
-    """The last step that wrote to the slot gave finite numbers, so all that stands in its cache is finite."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Limits:
     """Prompt tokens of one request that go in at once; its borders depend on nothing but the request."""
     budget: int = 512
     """Prompt tokens of one step."""
+    slot_blocks: int = 1
+    """Blocks of the cache that hold a slot's whole context, and that each admitted request gets."""
+
+    def __post_init__(self) -> None:
+        assert self.budget >= self.chunk, f"no chunk of {self.chunk} tokens fits a budget of {self.budget}"
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Scheduler:
 
     limits: Limits
     on_admit: Callable[[Add, int], None] = lambda add, slot: None
+    choose_blocks: Choice = near_home
     steps: int = 0
     tokens: int = 0
     dropped: int = 0
@@ -72,10 +77,10 @@ class Scheduler:
     _running: dict[int, Sequence] = field(default_factory=dict)
     """By request, in order of admission."""
     _unreleased: list[Sequence] = field(default_factory=list)
-    _to_clear: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.limits.slots)
+        self.blocks = BlockPool(self.limits.slots * self.limits.slot_blocks, self.choose_blocks)
 
     @property
     def idle(self) -> bool:
@@ -124,13 +129,11 @@ class Scheduler:
         plan = StepPlan(
             number=self.steps,
             admitted=admitted,
-            cleared=tuple(self._to_clear),
             decode=decode,
             chunks=tuple(chunk for _, chunk in chunked),
             samples=samples,
             needs=needs_of([s.add.sampling for s in takers]),
         )
-        self._to_clear.clear()
         return Planned(plan, writers, tuple(takers))
 
     def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
@@ -139,9 +142,7 @@ class Scheduler:
         for sequence in planned.writers:
             sequence.in_flight -= 1
             assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
-            sequence.proved = False
         for sequence in planned.takers:
-            sequence.proved = result.tokens[sequence.slot] != BAD_ROW
             if sequence.finish is None:
                 rows.append(self._take(sequence, result))
             else:
@@ -172,7 +173,9 @@ class Scheduler:
             sequence.slot = self.table.take(sequence.add.request)
             self._running[sequence.add.request] = sequence
             self.on_admit(sequence.add, sequence.slot)
-            admitted.append(Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt))
+            count = self.limits.slot_blocks
+            blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
+            admitted.append(Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt, blocks))
         return tuple(admitted)
 
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
@@ -217,10 +220,8 @@ class Scheduler:
         self._unreleased.append(sequence)
 
     def _release(self) -> None:
-        """Frees the slots of ended sequences that no step in flight writes to: the only place that does."""
+        """Frees slots and blocks of ended sequences that no step in flight writes to: the only place that does."""
         for sequence in [s for s in self._unreleased if not s.in_flight]:
             self._unreleased.remove(sequence)
-            if not sequence.proved:
-                # What may be NaN would reach the slot's next user: attention multiplies what it masks by 0.
-                self._to_clear.append(sequence.slot)
+            self.blocks.release(sequence.slot)
             self.table.release(sequence.slot, sequence.add.request)

@@ -51,11 +51,10 @@ class DeviceStep:
     @torch.inference_mode()
     def compute(self, plan: StepPlan) -> StepOutput:
         """Launches (on a CPU: does) everything of `plan`."""
-        for slot in plan.cleared:
-            self._decoder.clear(slot)
         for admission in plan.admitted:
             self._last_tokens[admission.slot] = NOTHING
             self._sampler.admit(admission)
+            self._decoder.cache.admit(admission.slot, admission.blocks)
         hidden = self._hidden
         if plan.decode:
             decoded = self._decode(plan)
@@ -71,15 +70,16 @@ class DeviceStep:
 
     def _decode(self, plan: StepPlan) -> torch.Tensor:
         rows = smallest_size(self._sizes, 1 + max(row.slot for row in plan.decode))
-        active, positions, lengths = [0] * rows, [self._decoder.scratch] * rows, [0] * rows
+        lengths = [0] * rows
         for row in plan.decode:
-            active[row.slot], positions[row.slot], lengths[row.slot] = 1, row.position, row.position + 1
-        on_device = self._to_device([active, positions])
+            lengths[row.slot] = row.position + 1
+        positions, places = self._decoder.cache.locate(lengths)
+        on_device = self._to_device([[int(length > 0) for length in lengths], positions, places])
         taking_part = on_device[0].bool()
         if self._checked:
             assert bool((self._last_tokens[:rows][taking_part] >= 0).all()), "a decode row read a poisoned token"
         tokens = torch.where(taking_part, self._last_tokens[:rows], 0)
-        return self._decoder.decode(tokens, on_device[1], lengths)
+        return self._decoder.decode(tokens, on_device[1], on_device[2], lengths)
 
     def _sample(self, plan: StepPlan, hidden: torch.Tensor) -> StepOutput:
         if not plan.samples:
