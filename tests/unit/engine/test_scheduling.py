@@ -1,5 +1,7 @@
 """Scheduling: who gets what in which step, and when a slot is free again. No torch, no clock, no sleep."""
 
+from itertools import pairwise
+
 import pytest
 from fake_device import FakeDevice
 
@@ -92,6 +94,32 @@ def test_a_long_prompt_does_not_starve_decoding():
         if any(chunk.final for chunk in planned.plan.chunks):
             break
     assert steps == 7, "chunks of 4, one a step, since two exceed the budget of 6; the last two, of 4 and 2, do not"
+
+
+def test_a_long_prompt_does_not_hold_up_short_ones_behind_it():
+    """Nor do ever new short ones starve it: chunks go round."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(add(1, prompt=30, most=5))
+    assert step(scheduler) == [(0, 0)]
+    scheduler.add(add(2, prompt=3, most=1))
+    assert step(scheduler) == [(0, 4)], "the budget of 6 has no room for a second one of 3 beside the first one's 4"
+    assert step(scheduler) == [(1, 0)], "then it is the short one's turn, and a second one of 4 has no room"
+    seen = []
+    for request in range(3, 40):
+        scheduler.add(add(request, prompt=4, most=1))
+        seen += step(scheduler)
+    own = [(when, start) for when, (slot, start) in enumerate(seen) if slot == 0][:6]
+    assert [start for _, start in own] == [8, 12, 16, 20, 24, 28]
+    waits = [later - earlier for (earlier, _), (later, _) in pairwise(own)]
+    assert max(waits) <= LIMITS.slots
+
+
+def step(scheduler: Scheduler) -> list[tuple[int, int]]:
+    """Plans and commits one step; (slot, start) of its chunks."""
+    planned = scheduler.plan()
+    assert planned
+    scheduler.commit(planned, StepResult(dict.fromkeys((slot for slot, _ in planned.plan.samples), 3)))
+    return [(chunk.slot, chunk.start) for chunk in planned.plan.chunks]
 
 
 def test_chunk_borders_depend_on_the_request_alone():

@@ -24,6 +24,8 @@ class Sequence:
     slot: int = -1
     prefilled: int = 0
     """Prompt tokens that planned steps put into the cache."""
+    served: int = 0
+    """When it was last given a chunk, or was admitted, counted in chunks."""
     planned: int = 0
     """Tokens that planned steps sample: those made and those in the making."""
     made: int = 0
@@ -77,6 +79,8 @@ class Scheduler:
     _running: dict[int, Sequence] = field(default_factory=dict)
     """By request, in order of admission."""
     _unreleased: list[Sequence] = field(default_factory=list)
+    _turn: int = 0
+    """Chunks given out so far."""
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.limits.slots)
@@ -171,6 +175,7 @@ class Scheduler:
         while self._waiting and self.table.free:
             sequence = self._waiting.popleft()
             sequence.slot = self.table.take(sequence.add.request)
+            sequence.served = self._turn
             self._running[sequence.add.request] = sequence
             self.on_admit(sequence.add, sequence.slot)
             count = self.limits.slot_blocks
@@ -179,19 +184,28 @@ class Scheduler:
         return tuple(admitted)
 
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
-        """Prompt chunks of the next step, oldest request first, within the budget."""
+        """Prompt chunks of the next step within the budget, one each in turn, first to who was served longest ago.
+
+        So a long prompt makes neither those that decode nor short prompts behind it wait for its end.
+        """
         chunked: list[tuple[Sequence, Chunk]] = []
         left = self.limits.budget
-        for sequence in self._running.values():
+        unread = [s for s in self._running.values() if s.prefilled < len(s.add.prompt)]
+        queue = deque(sorted(unread, key=lambda sequence: sequence.served))
+        while queue:
+            sequence = queue.popleft()
             prompt = sequence.add.prompt
-            while sequence.prefilled < len(prompt):
-                tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
-                if len(tokens) > left:
-                    return chunked
-                end = sequence.prefilled + len(tokens)
-                chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
-                sequence.prefilled = end
-                left -= len(tokens)
+            tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
+            if len(tokens) > left:
+                break
+            end = sequence.prefilled + len(tokens)
+            chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
+            sequence.prefilled = end
+            left -= len(tokens)
+            self._turn += 1
+            sequence.served = self._turn
+            if end < len(prompt):
+                queue.append(sequence)
         return chunked
 
     def _take(self, sequence: Sequence, result: StepResult) -> TokenRow:
