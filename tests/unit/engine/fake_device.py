@@ -7,12 +7,13 @@ picks: at its launch, before a later launch, or only when its result is asked fo
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, StepPlan, StepResult
 from tandem_server.engine.native.scheduler import Limits
 from tandem_server.engine.wire import Add
 
+FAILURE = "the fake device has no memory for this"
 NAN_TOKEN = 0
 """A prompt that holds it breaks the fake model's numbers."""
 
@@ -59,8 +60,10 @@ class FakePending:
 class FakeDevice:
     """An executor; without `rng` every step is computed as late as it may be."""
 
-    def __init__(self, limits: Limits, rng: random.Random | None = None) -> None:
-        self._limits, self._rng = limits, rng
+    def __init__(self, limits: Limits, rng: random.Random | None = None, failing: float = 0.0) -> None:
+        self._limits, self._rng, self._failing = limits, rng, failing
+        self._broken: set[int] = set()
+        """Slots whose request has failed; as the real device does, it leaves them out of later steps."""
         self._block = -(-limits.context // limits.slot_blocks)
         blocks = limits.slots * limits.slot_blocks
         self._shadow: list[list[tuple[int, int, int] | None]] = [[None] * self._block for _ in range(blocks)]
@@ -73,6 +76,8 @@ class FakeDevice:
         self.device_seconds = 0.0
         self.admitted = 0
         self.launched = 0
+        self.failed = 0
+        """Requests whose part of a step was refused."""
         self.unread = 0
         self.most_in_flight = 0
 
@@ -104,6 +109,8 @@ class FakeDevice:
     def _compute(self, plan: StepPlan) -> StepResult:
         for admission in plan.admitted:
             self._admit(admission)
+        failures = self._fail(plan)
+        plan = self._without_broken(plan)
         written = {}
         for row in plan.decode:
             assert self._last[row.slot] != NOTHING, "a decode row read a poisoned token"
@@ -122,11 +129,30 @@ class FakeDevice:
         for slot, position in plan.samples:
             assert written[slot] == position
             self._last[slot] = next_token(self._read(slot, position), self._limits.vocabulary)
-        return StepResult({slot: self._last[slot] for slot in written})
+        return StepResult({slot: self._last[slot] for slot in written}, failures=failures)
+
+    def _fail(self, plan: StepPlan) -> dict[int, str]:
+        """Refuses the part of a slot now and then."""
+        if not (self._rng and self._failing):
+            return {}
+        touched = (plan.slots() | {admission.slot for admission in plan.admitted}) - self._broken
+        failed = {slot for slot in sorted(touched) if self._rng.random() < self._failing}
+        self._broken |= failed
+        self.failed += len(failed)
+        return dict.fromkeys(failed, FAILURE)
+
+    def _without_broken(self, plan: StepPlan) -> StepPlan:
+        return replace(
+            plan,
+            decode=tuple(row for row in plan.decode if row.slot not in self._broken),
+            chunks=tuple(chunk for chunk in plan.chunks if chunk.slot not in self._broken),
+            samples=tuple(sample for sample in plan.samples if sample[0] not in self._broken),
+        )
 
     def _admit(self, admission: Admission) -> None:
         assert len(set(admission.blocks)) == self._limits.slot_blocks
         self.admitted += 1
+        self._broken.discard(admission.slot)
         self._sequence[admission.slot] = self.admitted
         self._tables[admission.slot] = admission.blocks
         self._last[admission.slot] = NOTHING

@@ -33,6 +33,8 @@ class Scenario:
     arrivals: list[tuple[int, ToRunner]]
     successors: list[Add]
     fragmented: bool
+    failing: float = 0.0
+    """How often the device refuses one request's part of a step."""
 
     def adds(self) -> list[Add]:
         """All requests, in the order in which those of one id run."""
@@ -74,12 +76,21 @@ def random_scenario(rng: random.Random) -> Scenario:
         if rng.random() < 0.35:
             arrivals.append((moment + rng.randint(-1, 12), Abort(request)))
     rng.shuffle(arrivals)
-    return Scenario(limits, sorted(arrivals, key=lambda arrival: arrival[0]), successors, rng.random() < 0.5)
+    return Scenario(
+        limits,
+        sorted(arrivals, key=lambda arrival: arrival[0]),
+        successors,
+        rng.random() < 0.5,
+        rng.choice([0, 0, 0.1]),
+    )
 
 
 def run(scenario: Scenario, overlapped: bool, rng: random.Random) -> tuple[Scheduler, FakeDevice, RecordingLink]:
     choose = scattered(rng) if scenario.fragmented else near_home
-    scheduler, device = Scheduler(scenario.limits, choose_blocks=choose), FakeDevice(scenario.limits, rng)
+    scheduler, device = (
+        Scheduler(scenario.limits, choose_blocks=choose),
+        FakeDevice(scenario.limits, rng, scenario.failing),
+    )
     link = RecordingLink(scenario.arrivals, scenario.successors)
     loop = Loop(scheduler, device, link, StatsKeeper(link, scheduler, device, clock=lambda: 0.0))
     (loop.run_overlapped if overlapped else loop.run_plain)()
@@ -93,17 +104,21 @@ def check(scenario: Scenario, overlapped: bool, rng: random.Random) -> None:
     adds, aborted, vocabulary = scenario.adds(), scenario.aborted(), scenario.limits.vocabulary
     got = answers(link.sent)
     assert sum(map(len, got.values())) == len(adds), "each request ends exactly once"
-    early = 0
+    early, failed = 0, 0
     for add in adds:
         tokens, finish = got[add.request].pop(0)
         wanted_tokens, wanted_finish = expected(add, vocabulary)
-        if finish == "abort":
+        if finish == "error" != wanted_finish:
+            failed += 1
+            assert tokens == wanted_tokens[: len(tokens)]
+        elif finish == "abort":
             assert add.request in aborted
             assert tokens == wanted_tokens[: len(tokens)]
             assert len(tokens) < add.max_tokens
         else:
             assert (tokens, finish) == (wanted_tokens, wanted_finish)
         early += finish != "length"
+    assert failed <= device.failed
     assert scheduler.idle
     assert scheduler.table.free == scenario.limits.slots
     assert scheduler.blocks.free == scheduler.blocks.count

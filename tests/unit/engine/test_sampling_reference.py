@@ -91,6 +91,8 @@ def compare(samplings: list[Sampling], seed: int) -> int:
         # Few tokens stand out, as in a real model, so that penalties meet tokens that were made before.
         logits = torch.randn(len(samplings), VOCABULARY, generator=generator)
         logits[:, :8] += 4
+        # A penalty multiplies where a score is negative, and divides where it is not.
+        logits -= 9 * (step % 2)
         positions = torch.tensor([len(prompt) + step for prompt in prompts])
         taken = torch.ones(len(samplings), dtype=torch.bool)
         sampled = sampler.sample(logits, taken, positions, needs_of(samplings))
@@ -122,6 +124,8 @@ def test_each_parameter_alone(parameter):
     samplings = ALONE[parameter]
     greedy = [msgspec.structs.replace(sampling, temperature=0.0) for sampling in samplings]
     assert compare(samplings + greedy, seed=1) <= 1
+    for sampling in samplings:
+        assert compare([sampling], seed=2) <= 1
 
 
 def test_no_parameter_is_without_a_reference():

@@ -69,3 +69,5 @@ class StepResult:
     """Slot -> new token, or `BAD_ROW`."""
     logprobs: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """Slot -> the chosen token's pair, then the most likely ones."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Slot -> why its part of the step could not be computed; whatever else stands here for the slot is void."""

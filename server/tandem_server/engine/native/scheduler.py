@@ -44,6 +44,8 @@ class Planned:
     """Sequences whose slots the step writes to."""
     takers: tuple[Sequence, ...] = ()
     """Of those, the ones that get a token, in the order of `plan.samples`."""
+    admitted: tuple[Sequence, ...] = ()
+    """Sequences that got their slot in this step."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,13 @@ class Scheduler:
         self.steps += 1
         plan = StepPlan(
             number=self.steps,
-            admitted=admitted,
+            admitted=tuple(self._admission(sequence) for sequence in admitted),
             decode=decode,
             chunks=tuple(chunk for _, chunk in chunked),
             samples=samples,
             needs=needs_of([s.add.sampling for s in takers]),
         )
-        return Planned(plan, writers, tuple(takers))
+        return Planned(plan, writers, tuple(takers), admitted)
 
     def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
         """Takes a step's outcome in: the rows to tell. Steps are committed in the order of their plans."""
@@ -146,11 +148,16 @@ class Scheduler:
         for sequence in planned.writers:
             sequence.in_flight -= 1
             assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
+        touched = dict.fromkeys((*planned.writers, *planned.admitted)) if result.failures else ()
+        failed = [s for s in touched if s.slot in result.failures and s.finish is None]
         for sequence in planned.takers:
-            if sequence.finish is None:
-                rows.append(self._take(sequence, result))
-            else:
+            if sequence.finish is not None:
                 self.dropped += 1
+            elif sequence.slot not in result.failures:
+                rows.append(self._take(sequence, result))
+        for sequence in failed:
+            self._end(sequence, "error")
+            rows.append(TokenRow(sequence.add.request, [], "error", result.failures[sequence.slot]))
         self._release()
         return rows
 
@@ -170,7 +177,7 @@ class Scheduler:
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
         return None
 
-    def _admit(self) -> tuple[Admission, ...]:
+    def _admit(self) -> tuple[Sequence, ...]:
         admitted = []
         while self._waiting and self.table.free:
             sequence = self._waiting.popleft()
@@ -178,10 +185,13 @@ class Scheduler:
             sequence.served = self._turn
             self._running[sequence.add.request] = sequence
             self.on_admit(sequence.add, sequence.slot)
-            count = self.limits.slot_blocks
-            blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
-            admitted.append(Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt, blocks))
+            admitted.append(sequence)
         return tuple(admitted)
+
+    def _admission(self, sequence: Sequence) -> Admission:
+        count = self.limits.slot_blocks
+        blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
+        return Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt, blocks)
 
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
         """Prompt chunks of the next step within the budget, one each in turn, first to who was served longest ago.
