@@ -135,6 +135,9 @@ class Proxy:
         """Ends every watch; those that are asked for from now on are not answered before `allow_watches`."""
         self._may_watch.clear()
         for answer in self._watches:
+            # Cut off and not closed: the farewell of TLS would take longer than some test's event loop lives.
+            if answer.connection is not None and answer.connection.transport is not None:
+                answer.connection.transport.abort()
             answer.close()
 
     def allow_watches(self) -> None:
