@@ -27,7 +27,8 @@ from tandem_api.fields import (
     Task,
     TopologySpec,
 )
-from tandem_api.scalars import DURATION_PATTERN, Alias, Cpu, Duration, Memory, Name, Slots, Whole
+from tandem_api.pool import PoolResources
+from tandem_api.scalars import DURATION_PATTERN, Alias, Duration, Name, Slots, Whole
 from tandem_api.source import SOURCE_RULES, Revision, Source
 
 
@@ -115,12 +116,10 @@ class ModelSettings(Spec):
     )
 
 
-class ResourcesSpec(Spec):
+class ResourcesSpec(PoolResources):
     """What each pod of a Model asks of its node."""
 
     gpus: Whole = Field(1, ge=1, le=16, description="gpus is the number of GPUs of each pod; ignored with device CPU.")
-    cpu: Cpu | None = Field(None, description="cpu each pod asks for, such as 500m or 2.")
-    memory: Memory | None = Field(None, description="memory each pod asks for and may not exceed, such as 8Gi.")
 
 
 POOL_RULES = tuple(

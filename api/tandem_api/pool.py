@@ -144,8 +144,7 @@ class ModelPoolSpec(Spec):
     )
     keep_alive: Duration | None = Field(
         None,
-        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never. "
-        "Absent: 5m.",
+        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never.",
     )
     context_policy: WhenShort = Field(
         WhenShort.SHRINK,

@@ -19,6 +19,7 @@ from tandem_api.scalars import (
     NAME_PATTERN,
     OBJECT_NAME_PATTERN,
 )
+from tandem_api.unsupported import limits
 
 Schema = dict[str, Any]
 
@@ -29,6 +30,9 @@ _HEAD = f"""\
 
 Group and version `{API_VERSION}`, both kinds namespaced. `kubectl explain model.spec` prints the same descriptions;
 [`manifests/examples`](../manifests/examples) has manifests to start from.
+
+Some fields are known and validated before there is a version that can carry them out. Whoever sets one is answered by
+`Ready=False` with the [reason](#reasons) `Unsupported`, which names the field and what to do instead.
 
 """
 _INTROS = {
@@ -107,6 +111,9 @@ def _kind(kind: CustomKind) -> str:
             f"### {kind.name}: rules between fields\n",
             f"The API server refuses a {kind.name} that breaks one of them, in these words.\n",
             _table(("Field", "Rule"), ruled),
+            f"### {kind.name}: what this version cannot do yet\n",
+            f"Such a {kind.name} is taken, and answered by the reason `Unsupported`; what it had before goes on.\n",
+            _table(("Field", "Instead"), [[f"`{field}`", instead] for field, instead in limits(kind.name)]),
             f"### {kind.name}: status\n",
             "Written by the operator; a field that nobody has observed is absent.\n",
             _table(("Field", "Type", "Description"), told),

@@ -6,11 +6,11 @@ What may not is held: nothing of it is changed, what it had before goes on, and 
 from dataclasses import dataclass
 
 from tandem_api.names import CREDENTIALS_LABEL, CREDENTIALS_USABLE
+from tandem_api.unsupported import unsupported, unsupported_pool
 from tandem_operator.config import Config
 from tandem_operator.observe import Member, Observed, Pool
 from tandem_operator.overlay import faults
 from tandem_operator.pool_of_one import claim_of
-from tandem_operator.unsupported import unsupported, unsupported_pool
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ First thing that `observe` does with such a Model. Pure.
 
 from tandem_api.fields import Device
 from tandem_api.model import ModelSpec, ResourcesSpec
-from tandem_api.pool import ModelPoolSpec, PoolResources, PoolVolume
+from tandem_api.pool import ModelPoolSpec, PoolVolume
 from tandem_api.scalars import FOREVER
 
 _QUEUE_BOUND = 65_536
@@ -24,7 +24,7 @@ def pool_of_one(spec: ModelSpec) -> ModelPoolSpec:
     return ModelPoolSpec(
         device=spec.device or Device.GPU,
         gpus_per_pod=resources.gpus,
-        resources=PoolResources(cpu=resources.cpu, memory=resources.memory),
+        resources=resources,
         replicas=spec.replicas,
         scaling=spec.scaling,
         max_queue=_QUEUE_BOUND,

@@ -18,6 +18,8 @@ from tandem_operator.metrics import RELISTS, REPAIRS
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
+_SECOND_SECONDS = 3.0
+"""The second relist comes soon: what was deleted between the first and the start of the watches, nobody tells."""
 DEAF_STRIKES = 2
 
 
@@ -65,6 +67,7 @@ class Relister:
     async def run(self) -> None:
         """Relists now and then again and again, until cancelled."""
         self._last = self._clock()  # a standby may have waited for days
+        pause = min(self._seconds, _SECOND_SECONDS)
         while True:
             try:
                 await self.relist()
@@ -74,7 +77,8 @@ class Relister:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 RELISTS.labels(result="ok").inc()
-                await asyncio.sleep(self._seconds)
+                await asyncio.sleep(pause)
+                pause = self._seconds
 
     async def relist(self) -> None:
         """Lists every kind once and corrects the cache."""

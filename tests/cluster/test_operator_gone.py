@@ -21,6 +21,7 @@ from tandem_devcluster.progress import Progress
 from tandem_devcluster.state import read_spec
 from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_bench import Bench, condition, running
+from tandem_testing.operator_process import nothing
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,15 +65,16 @@ async def after_the_gap(kube: Kube, name: str, folder: Path, relist: float) -> A
             bench.make(f"m-{number}")
         await eventually("all Deployments", lambda: len(deployments(bench)) == COUNT)
         await eventually("the statuses", lambda: all(unschedulable(one) for one in kube.items(bench.models)))
+        path = f"/apis/apps/v1/namespaces/{name}/deployments"
+        await eventually("own list, kopf's, and own again", lambda: bench.proxy.lists[path] >= 3)
         old = {one["metadata"]["uid"] for one in deployments(bench)}
         bench.proxy.clear()
         bench.proxy.cut_watches()
-        path = f"/apis/apps/v1/namespaces/{name}/deployments"
         kube.request("DELETE", path, {"propagationPolicy": "Background"})
         await eventually("the old ones go", lambda: not old & {one["metadata"]["uid"] for one in deployments(bench)})
         compact(kube, kube.request("GET", path)["metadata"]["resourceVersion"])
         listed = bench.proxy.lists[path]
-        bench.proxy.allow_watches()
+        bench.proxy.hold = nothing
         await eventually("410 Gone", lambda: bench.proxy.expired)
         await eventually("kopf lists again", lambda: bench.proxy.lists[path] > listed)
         yield bench
@@ -101,3 +103,20 @@ async def test_with_relists_all_come_back(kube: Kube, tmp_path: Path) -> None:
         created = [one for one in bench.proxy.effective if one.method == "POST"]
         assert [one.path.rpartition("/")[2] for one in created] == ["deployments"] * COUNT
         assert "The relist corrected what was known of" in bench.operator.log
+
+
+async def test_deleted_between_the_first_list_and_the_watches(kube: Kube, tmp_path: Path) -> None:
+    """The operator lists, then kopf lists again and watches: what went in between is told by neither."""
+    async with running(kube, "between", tmp_path / "operator", relist=3600) as bench:
+        bench.make("m")
+        await eventually("its status", lambda: unschedulable(kube.request("GET", f"{bench.models}/m")))
+        bench.operator.kill()
+        await bench.operator.wait()
+        bench.proxy.lists.clear()
+        # kopf's lists are those without pages.
+        bench.proxy.hold = lambda request: request.path.endswith("deployments") and "limit" not in request.query
+        await bench.start()
+        (old,) = deployments(bench)
+        kube.request("DELETE", f"/apis/apps/v1/namespaces/between/deployments/{old['metadata']['name']}")
+        bench.proxy.hold = nothing
+        await eventually("it is made anew", lambda: deployments(bench), 15)

@@ -71,7 +71,9 @@ class Runner:
             wait = self.client.heard_at + self._settings.load_stall_seconds - time.monotonic()
             done, _ = await asyncio.wait(waited, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
             if self.ended in done:
-                raise LoadFailed(self.ended.result(), self._last_words.reason if self._last_words else "")
+                if self._last_words is not None:  # it gave its cause itself; which process it was helps nobody
+                    raise LoadFailed(self._last_words.cause, self._last_words.reason)
+                raise LoadFailed(self.ended.result())
             if self._loaded in done:
                 return self._loaded.result()
             if time.monotonic() - self.client.heard_at >= self._settings.load_stall_seconds:

@@ -18,6 +18,7 @@ import yaml
 from aiohttp import web
 from yarl import URL
 
+from tandem_testing.forked import Forked
 from tandem_testing.kube import Kube
 
 MASTER = "a-master-secret-for-tests"
@@ -40,6 +41,16 @@ class Write:
     at: float = field(default_factory=time.monotonic, compare=False)
 
 
+def is_watch(request: web.Request) -> bool:
+    """Whether a request asks for a watch."""
+    return request.query.get("watch", "") not in ("", "false", "0")
+
+
+def nothing(_: web.Request) -> bool:
+    """Holds no request."""
+    return False
+
+
 @dataclass
 class Proxy:
     """Passes calls on to the API server: as the administrator, or with the caller's own token.
@@ -59,6 +70,8 @@ class Proxy:
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     """Writes are carried out at once and answered while this is set, as it is after `start`."""
     on_write: Callable[[int], None] = lambda _: None
+    hold: Callable[[web.Request], bool] = nothing
+    """Which requests wait; asked again and again until it says no."""
     port: int = 0
 
     async def start(self) -> None:
@@ -68,8 +81,6 @@ class Proxy:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
         )
-        self._may_watch = asyncio.Event()
-        self._may_watch.set()
         self._watches: set[aiohttp.ClientResponse] = set()
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{path:.*}", self._pass)
@@ -79,8 +90,9 @@ class Proxy:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stops to listen, ending every watch."""
+        """Stops to listen, ending every watch; what was held is let go."""
         self.cut_watches()
+        self.hold = nothing
         await self._runner.cleanup()
         await self._session.close()
 
@@ -89,9 +101,9 @@ class Proxy:
         if not self.as_caller:
             kept.pop("Authorization", None)
         url = URL(f"{self.kube.server}{request.path}").with_query(request.query)
-        watch = request.query.get("watch", "") not in ("", "false", "0")
-        if watch:
-            await self._may_watch.wait()
+        while self.hold(request):  # noqa: ASYNC110 - the test may exchange the predicate at any time
+            await asyncio.sleep(0.02)
+        watch = is_watch(request)
         before = await self._revision(url, kept) if self.compare and request.method == "PATCH" else ""
         async with self._session.request(
             request.method, url, headers=kept, data=await request.read() or None
@@ -132,17 +144,13 @@ class Proxy:
             return str((await answer.json())["metadata"].get("resourceVersion", "")) if answer.ok else ""
 
     def cut_watches(self) -> None:
-        """Ends every watch; those that are asked for from now on are not answered before `allow_watches`."""
-        self._may_watch.clear()
+        """Ends every watch; those that are asked for from now on wait until `hold` is set back."""
+        self.hold = is_watch
         for answer in self._watches:
             # Cut off and not closed: the farewell of TLS would take longer than some test's event loop lives.
             if answer.connection is not None and answer.connection.transport is not None:
                 answer.connection.transport.abort()
             answer.close()
-
-    def allow_watches(self) -> None:
-        """Lets watches through again."""
-        self._may_watch.set()
 
     def clear(self) -> None:
         """Forgets what was counted."""
@@ -171,8 +179,9 @@ class OperatorProcess:
         relist: float = 60,
         gauges: float = 10,
         more: dict[str, Any] | None = None,
+        forked: bool = False,
     ) -> None:
-        """`more` are further settings, such as `namespace` and `election`."""
+        """`more` are further settings, such as `namespace` and `election`; `forked` starts it the quick way."""
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._log = folder / "operator.log"
@@ -199,20 +208,23 @@ class OperatorProcess:
             "users": [{"name": "test", "user": {"token": token}}],
         }
         (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-        self._process: asyncio.subprocess.Process | None = None
+        self._forked = forked
+        self._process: asyncio.subprocess.Process | Forked | None = None
 
     async def start(self) -> None:
         """Starts the process."""
         environment = {
-            **os.environ,
             "KUBECONFIG": str(self._folder / "kubeconfig"),
             "TANDEM_OPERATOR_CONFIG": str(self._folder / "config.yaml"),
             "TANDEM_MASTER_SECRET_FILE": str(self._folder / "master"),
             "PYTHONSAFEPATH": "1",
         }
+        if self._forked:
+            self._process = Forked(environment, self._log)
+            return
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tandem_operator", env=environment, stdout=log, stderr=log
+                *[sys.executable, "-m", "tandem_operator"], env={**os.environ, **environment}, stdout=log, stderr=log
             )
 
     @property

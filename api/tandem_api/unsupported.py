@@ -1,6 +1,7 @@
-"""What a Model or a ModelPool may say and this version cannot do yet. Pure; asked by `admit`.
+"""What a Model or a ModelPool may say and this version cannot do yet. Pure.
 
-Such a field exists and is validated, so that manifests need not change later; until then it is answered, never ignored.
+Asked by the operator before it plans; the reference page lists it. Such a field exists and is validated, so that
+manifests need not change later; until then it is answered, never ignored.
 """
 
 from collections.abc import Callable
@@ -84,3 +85,9 @@ def unsupported(spec: ModelSpec) -> str:
 def unsupported_pool(spec: ModelPoolSpec) -> str:
     """A sentence for each field of a ModelPool that cannot be honoured; "" when there is none."""
     return _asked(spec, _POOL)
+
+
+def limits(kind: str) -> list[tuple[str, str]]:
+    """Of the kind `Model` or `ModelPool`: each field that asks for too much, and what there is instead."""
+    table = _MODEL if kind == "Model" else _POOL
+    return [(field, f"{instead[:1].upper()}{instead[1:]}.") for field, _, instead in table]
