@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tandem_testing.cluster_state import owners
 from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_process import OperatorProcess, Proxy, Write
 
@@ -34,14 +35,17 @@ class Bench:
         return f"{API}/namespaces/{self.namespace}/models"
 
     def make(self, name: str, **spec: Any) -> Obj:
-        """Creates a Model on the CPU."""
-        body = {
-            "apiVersion": "tandem.dev/v1alpha1",
-            "kind": "Model",
-            "metadata": {"name": name},
-            "spec": {"source": "hf://org/name", "device": "CPU", **spec},
-        }
-        return self.kube.request("POST", self.models, body)
+        """Creates a Model, on the CPU unless it is for a pool or says otherwise."""
+        own = {} if "pool" in spec else {"device": "CPU"}
+        return self._create("Model", name, {"source": "hf://org/name", **own, **spec})
+
+    def make_pool(self, name: str, **spec: Any) -> Obj:
+        """Creates a ModelPool on the CPU."""
+        return self._create("ModelPool", name, {"device": "CPU", **spec})
+
+    def _create(self, kind: str, name: str, spec: Obj) -> Obj:
+        body = {"apiVersion": "tandem.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+        return self.kube.request("POST", f"{API}/namespaces/{self.namespace}/{kind.lower()}s", body)
 
     def change(self, name: str, **spec: Any) -> Obj:
         """Merges fields into a Model's spec; None removes one."""
@@ -69,11 +73,12 @@ class Bench:
         await self.start()
 
     async def settled(self, what: str, quiet: float, seconds: float = 60.0) -> None:
-        """Waits until every Model's status is final and nothing was written for `quiet` seconds."""
+        """Waits until every status is final and nothing was written for `quiet` seconds."""
 
         async def final() -> bool:
             await asyncio.sleep(0.1)
-            return all(is_final(model) for model in self.kube.items(self.models))
+            found = list(owners(self.kube, self.namespace).values())
+            return all(map(is_final, found)) and all(counts_its_members(one, found) for one in found)
 
         await self.quiet(quiet, seconds, lambda: eventually(what, final, seconds))
 
@@ -96,11 +101,24 @@ def condition(model: Obj, kind: str) -> Obj:
     return next((one for one in conditions if one["type"] == kind), {})
 
 
-def is_final(model: Obj) -> bool:
-    """Whether the status speaks of the newest spec and of pods that are all as the spec says."""
-    status = model.get("status", {})
-    complete = condition(model, "Progressing").get("reason") == "Complete"
-    return complete and status.get("observedGeneration") == model["metadata"]["generation"]
+def is_final(owner: Obj) -> bool:
+    """Whether the status of a Model or ModelPool speaks of the newest spec, and of pods that have done as it says."""
+    status, spec = owner.get("status", {}), owner["spec"]
+    complete = condition(owner, "Progressing").get("reason") == "Complete"
+    kept = owner["kind"] == "Model" and (
+        "pool" not in spec or spec.get("residency") == "Pinned" or spec.get("copies", {}).get("min", 0) > 0
+    )
+    loaded = not kept or condition(owner, "Loaded").get("status") == "True"
+    return complete and loaded and status.get("observedGeneration") == owner["metadata"]["generation"]
+
+
+def counts_its_members(owner: Obj, others: list[Obj]) -> bool:
+    """Whether a ModelPool's status counts the Models that name it and are loaded; true of any Model."""
+    if owner["kind"] != "ModelPool":
+        return True
+    members = [one for one in others if one["spec"].get("pool") == owner["metadata"]["name"]]
+    loaded = sum(condition(one, "Loaded").get("status") == "True" for one in members)
+    return (owner["status"].get("models"), owner["status"].get("loaded")) == (len(members), loaded)
 
 
 def by_path(writes: list[Write]) -> dict[str, int]:
