@@ -32,7 +32,7 @@ _VOLATILE = {
 }  # fmt: skip
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DIGEST = re.compile(r"\b[0-9a-f]{16}(?:\.\d+)?\b")
-_POD = re.compile(r"\b(tandem-[mp]-[a-z0-9-]+?)-[a-z0-9]{8,10}-[a-z0-9]{5}\b")
+_POD = re.compile(r"\b(tandem-[mp]-[a-z0-9-]+?)-[a-z0-9]{5,10}-[a-z0-9]{5}\b")
 
 
 def _listed(kube: Kube, namespace: str, path: str, selector: str = "") -> list[Obj]:

@@ -5,8 +5,8 @@ concern of another.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_process import OperatorProcess, Proxy, Write
 
 LISTED = "Listed the cluster"
+_POLL_S = 0.3
 API = "/apis/tandem.dev/v1alpha1"
 
 
@@ -72,13 +73,15 @@ class Bench:
         self.proxy.clear()
         await self.start()
 
-    async def settled(self, what: str, quiet: float, seconds: float = 60.0) -> None:
-        """Waits until every status is final and nothing was written for `quiet` seconds."""
+    async def settled(
+        self, what: str, quiet: float, also: Callable[[], bool] = lambda: True, seconds: float = 60.0
+    ) -> None:
+        """Waits until every status is final, `also` is true, and nothing was written for `quiet` seconds."""
 
         async def final() -> bool:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(_POLL_S)
             found = list(owners(self.kube, self.namespace).values())
-            return all(map(is_final, found)) and all(counts_its_members(one, found) for one in found)
+            return also() and all(map(is_final, found)) and all(counts_its_members(one, found) for one in found)
 
         await self.quiet(quiet, seconds, lambda: eventually(what, final, seconds))
 
@@ -129,39 +132,30 @@ def by_path(writes: list[Write]) -> dict[str, int]:
     return found
 
 
-@contextmanager
-def namespace(kube: Kube, name: str) -> Iterator[str]:
-    """A namespace in which pods can be made, as long as the block lasts."""
-    kube.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    try:
-        yield name
-    finally:
-        kube.request("DELETE", f"/api/v1/namespaces/{name}")
-
-
 @asynccontextmanager
 async def running(kube: Kube, name: str, folder: Path, compare: bool = False, **options: Any) -> AsyncIterator[Bench]:
     """A bench in the new namespace `name` whose operator runs; at the end it must live, and is killed.
 
-    `options` are those of `OperatorProcess`.
+    `options` are those of `OperatorProcess`. The namespace stays, since its removal would cost the API server more
+    than all that a test does in it; it goes with the cluster.
     """
-    with namespace(kube, name):
-        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-        await eventually("a ServiceAccount for pods", lambda: kube.find(account))
-        proxy = Proxy(kube, compare=compare)
-        await proxy.start()
-        operator = OperatorProcess(proxy, folder, more={"namespace": name}, forked=True, **options)
-        bench = Bench(kube, name, proxy, operator)
-        await operator.start()
-        try:
-            await bench.seen()
-            yield bench
-            assert operator.running, operator.log
-            assert "Traceback" not in operator.log
-        except BaseException:
-            print(operator.log[-8000:])
-            raise
-        finally:
-            operator.kill()
-            await operator.wait()
-            await proxy.stop()
+    kube.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    await eventually("a ServiceAccount for pods", lambda: kube.find(account))
+    proxy = Proxy(kube, compare=compare)
+    await proxy.start()
+    operator = OperatorProcess(proxy, folder, more={"namespace": name}, forked=True, **options)
+    bench = Bench(kube, name, proxy, operator)
+    await operator.start()
+    try:
+        await bench.seen()
+        yield bench
+        assert operator.running, operator.log
+        assert "Traceback" not in operator.log
+    except BaseException:
+        print(operator.log[-8000:])
+        raise
+    finally:
+        operator.kill()
+        await operator.wait()
+        await proxy.stop()
