@@ -130,7 +130,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     sizes = _row_sizes(weights, slots, dtype, device)
     step = DeviceStep(decoder, sizes)
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    limits = Limits(slots, context, config.vocabulary, chunk, budget)
+    limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
     _warm_up(step, limits)
     loaded = Loaded(
         task="Generate",
@@ -167,11 +167,11 @@ def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:
 
 def _warm_up(step: DeviceStep, limits: Limits) -> None:
     """One prompt and one decode step, so that the first request does not pay for set-up."""
-    admission = Admission(0, Sampling(temperature=0.0), [0])
+    admission = Admission(0, Sampling(temperature=0.0), [0], tuple(range(limits.slot_blocks)))
     prompt = Chunk(0, 0, [0] * min(32, limits.context - 1), True)
     after = len(prompt.tokens)
-    step.compute(StepPlan(0, (admission,), (), (), (prompt,), ((0, after),))).to_host()
-    step.compute(StepPlan(0, (), (), (Decode(0, after),), (), ((0, after + 1),))).to_host()
+    step.compute(StepPlan(0, (admission,), (), (prompt,), ((0, after),))).to_host()
+    step.compute(StepPlan(0, (), (Decode(0, after),), (), ((0, after + 1),))).to_host()
 
 
 def _used(device: torch.device) -> int:

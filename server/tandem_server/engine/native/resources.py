@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tandem_server.engine.interface import DoesNotFit, LoadError
-from tandem_server.engine.native.decoder import capacity_for
+from tandem_server.engine.native.blocks import cache_positions
 
 CGROUP = Path("/sys/fs/cgroup")
 RESERVE_SHARE = 0.05
@@ -111,13 +111,13 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
             raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
         context = limit
     budget = available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
-    if slots * capacity_for(context) * bytes_per_token <= budget:
+    if cache_positions(slots, context) * bytes_per_token <= budget:
         return context, reason
     fitting = max(0, budget) // (slots * bytes_per_token) // 64 * 64
-    while fitting > 0 and slots * capacity_for(fitting) * bytes_per_token > budget:
+    while fitting > 0 and cache_positions(slots, fitting) * bytes_per_token > budget:
         fitting -= 64
     numbers = (
-        f"{slots} slots of {context} tokens need {_mib(slots * capacity_for(context) * bytes_per_token)} "
+        f"{slots} slots of {context} tokens need {_mib(cache_positions(slots, context) * bytes_per_token)} "
         f"and {_mib(max(0, budget))} is free beside the weights"
     )
     least = min(wish.minimum, context)
