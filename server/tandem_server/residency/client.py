@@ -84,6 +84,8 @@ class WireClient:
     def __init__(self, address: str, on_message: Callable[[wire.FromRunner], None]) -> None:
         self.heard_at = time.monotonic()
         self.streams: dict[int, Stream] = {}
+        self.served = asyncio.Event()
+        """Set once a request ended as it should."""
         self._on_message = on_message
         self._context = zmq.asyncio.Context.instance()
         self._socket = self._context.socket(zmq.DEALER)
@@ -174,4 +176,6 @@ class WireClient:
             return
         if last:
             del self.streams[number]
+        if last and item.error is None and getattr(item, "finish", "stop") != "abort":
+            self.served.set()
         stream.push(item, last)

@@ -39,7 +39,8 @@ class Manager:
         self.catalog: Catalog | None = None
         self.hosts: dict[str, ModelHost] = {}
         self.loaded_once: set[str] = set()
-        self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format)
+        beat = min(1.0, settings.heartbeat_seconds / 8)
+        self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format, beat)
         self._on_refused = on_refused
         self._bound = PodBound(settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
