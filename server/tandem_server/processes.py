@@ -66,6 +66,29 @@ def stat_of(pid: int, proc: Path = PROC) -> Stat | None:
     )
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in main memory: `rss` counts what is shared for each process, `pss` divides it among its users."""
+
+    rss: int
+    pss: int
+
+
+def memory_of(kin: Kin, proc: Path = PROC) -> Memory | None:
+    """What a runner's processes take together, its own included; None when none can be read."""
+    found = [memory for pid in members(kin, proc) if (memory := _memory(pid, proc)) is not None]
+    return Memory(sum(each.rss for each in found), sum(each.pss for each in found)) if found else None
+
+
+def _memory(pid: int, proc: Path) -> Memory | None:
+    try:
+        text = (proc / str(pid) / "smaps_rollup").read_text()
+    except OSError:
+        return None
+    values = {key: rest.split()[0] for key, _, rest in (line.partition(":") for line in text.splitlines()) if rest}
+    return Memory(int(values.get("Rss", 0)) * 1024, int(values.get("Pss", 0)) * 1024)
+
+
 def pipe_name(descriptor: int) -> str:
     """How /proc names the pipe behind a descriptor of this process."""
     return os.readlink(f"/proc/self/fd/{descriptor}")

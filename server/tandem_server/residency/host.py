@@ -171,7 +171,7 @@ class ModelHost:
                 self._on_load(False, 0.0, 0)
                 await self._failed(str(error))
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the model goes on trying
                 _log.exception("The load of model %s met a fault in the server.", self.entry.name)
                 self._record.load_failed(lasting=False)
                 self._on_load(False, 0.0, 0)

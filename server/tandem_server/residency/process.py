@@ -194,6 +194,10 @@ class RunnerProcess:
         """CPU time that its living processes took so far; walks through /proc."""
         return sum(stat.cpu_seconds for stat in processes.members(self.kin).values())
 
+    def memory(self) -> processes.Memory | None:
+        """What its living processes take; walks through /proc."""
+        return processes.memory_of(self.kin)
+
     def reap(self) -> str:
         """After the end: ends what is left of the group, frees what was held, and says why it ended."""
         self._process.join(timeout=1.0)

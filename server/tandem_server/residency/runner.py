@@ -18,12 +18,14 @@ import msgspec
 
 from tandem_server.config import Settings
 from tandem_server.engine import wire
+from tandem_server.processes import Memory
 from tandem_server.residency.client import WireClient
 from tandem_server.residency.process import Launcher, RunnerProcess
 from tandem_server.residency.threads import in_thread
 from tandem_server.residency.watchdog import Look, Watchdog
 
 _log = logging.getLogger(__name__)
+WEIGH_SECONDS = 10.0
 
 
 class LoadFailed(Exception):
@@ -50,6 +52,8 @@ class Runner:
         self.model = model
         self.pid = process.pid
         self.stats: wire.Stats | None = None
+        self.memory: Memory | None = None
+        """Measured every `WEIGH_SECONDS`."""
         self.ended: asyncio.Future[str] = loop.create_future()
         self._loaded: asyncio.Future[wire.Loaded] = loop.create_future()
         self._process = process
@@ -60,14 +64,14 @@ class Runner:
         self._last_words: wire.Died | None = None
         self._busy_since = 0.0
         self._end_task: asyncio.Task[None] | None = None
-        self._watch_task: asyncio.Task[None]
+        self._tasks: list[asyncio.Task[None]] = []
         self.client: WireClient
 
     def attach(self, client: WireClient) -> None:
         """Completes the construction: the wire exists before the process does."""
         self.client = client
         self._process.watch(self._exited)
-        self._watch_task = asyncio.create_task(self._watch())
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._weigh())]
 
     async def loaded(self) -> wire.Loaded:
         """The runner's own words once the model is resident. Raises LoadFailed; bounded by the load's stall time."""
@@ -127,7 +131,7 @@ class Runner:
         await self._settle(f"cannot be killed (state {state or 'unknown'}), as when a driver hangs")
 
     def _exited(self) -> None:
-        self._watch_task.cancel()
+        self._end_watch()
         if self.ended.done():  # it had been given up, and another runner may serve by now
             self._process.reap()
             return
@@ -152,8 +156,7 @@ class Runner:
         if self.ended.done():
             return
         self.client.fail_all(self._sentence(cause))
-        if asyncio.current_task() is not self._watch_task:
-            self._watch_task.cancel()
+        self._end_watch()
         await self.client.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         if not self.ended.done():
@@ -176,6 +179,20 @@ class Runner:
                 self._process.will_end(because)
                 await self._kill()
                 return
+
+    async def _weigh(self) -> None:
+        """Keeps `memory` fresh; apart from the watch, since the kernel may take its time over a large process."""
+        while True:
+            self.memory = await in_thread(self._process.memory) or self.memory
+            if self._loaded.done():
+                await asyncio.sleep(WEIGH_SECONDS)
+            else:
+                await asyncio.wait({self._loaded}, timeout=WEIGH_SECONDS)
+
+    def _end_watch(self) -> None:
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
 
     def _look(self, now: float) -> Look:
         streams = self.client.streams.values()
