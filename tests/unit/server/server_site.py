@@ -23,8 +23,8 @@ TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIALS = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|fail|>", "<|death|>", "<|deaf|>"]
-"""The last three make the fake runner fail, die or fall silent; as control tokens, only raw prompts can name them."""
+SPECIALS = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|fail|>", "<|death|>", "<|deaf|>", "<|wedge|>"]
+"""The last four make the fake runner fail, die, fall silent or lock up; only raw prompts can name control tokens."""
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -73,6 +73,21 @@ class FakeModel:
     def release(self) -> None:
         """Steps again."""
         (self.folder / "hold").unlink()
+
+    def slow_down(self) -> None:
+        """A load goes on, with progress, until `speed_up`."""
+        (self.folder / "slow").touch()
+
+    def speed_up(self) -> None:
+        """A load ends."""
+        (self.folder / "slow").unlink()
+
+    def descendants(self) -> dict[str, int]:
+        """Process ids of the runner's descendants, by kind."""
+        return {
+            kind: int(pid)
+            for kind, pid in (line.split() for line in (self.folder / "descendants").read_text().splitlines())
+        }
 
     def admitted(self) -> list[str]:
         """Prompts in the order in which the runner got them."""
