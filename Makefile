@@ -10,14 +10,17 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
 
-.PHONY: help env demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-long lint format generate \
-	bench-overlap bench-gateway
+.PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-long lint format generate \
+	bench-overlap bench-gateway bench-engine
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 env: ## makes .venv from uv.lock (needs only Python 3.11+)
 	@tools/environment.sh
+
+env-vllm: env ## makes vLLM's CPU build for make bench-engine, in your cache folder (6 GB)
+	@tools/environment_vllm.sh
 
 demo: env ## a cluster, the chart, two Models and streamed answers; CLUSTER=node|kind|current, MODEL=hf://org/name
 	@$(PY) -m tandem_cli demo up --cluster $(CLUSTER) $(if $(MODEL),--model $(MODEL))
@@ -60,3 +63,6 @@ bench-overlap: env ## the overlapped loop against the plain one
 
 bench-gateway: env ## calls through the gateway against direct ones
 	@$(PY) tools/record.py gateway $(PY) bench/gateway.py
+
+bench-engine: env ## our engine against transformers and, after make env-vllm, vLLM's CPU build
+	@$(PY) tools/record.py engine $(PY) bench/engine.py
