@@ -1,6 +1,6 @@
 """Our native engine against transformers' `generate` and vLLM's CPU build: token rates and time to the first token.
 
-`make bench-engine`, or `python bench/engine.py [--rounds 3] [--dtype bfloat16] [--model demo]`. The same checkpoint,
+`make bench-engine`, or `python bench/engine.py [--rounds 4] [--dtype bfloat16] [--model demo]`. The same checkpoint,
 prompts, threads and sampling for all; one engine at a time works, in changing order, round by round, so that a busy
 machine slows all alike. vLLM comes from `make env-vllm` and is left out where that was not run. Prints each round, and
 as its last line one JSON object. Ours is asked through its runner's wire, not over HTTP.
@@ -87,7 +87,7 @@ def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) 
                 dtype,
                 ours.threads,
                 scratch,
-                **vllm_settings(),
+                **vllm_settings(options.vllm_python),
             )
             _ready(arms["vLLM"], began)
     except BaseException:
@@ -97,7 +97,7 @@ def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) 
     return arms
 
 
-def vllm_settings() -> dict[str, str]:
+def vllm_settings(python: Path) -> dict[str, str]:
     """Environment of vLLM: its caches outside the repository, no pinning of threads, as for the others."""
     found = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -106,7 +106,7 @@ def vllm_settings() -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(CACHE / "vllm-cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "vllm-cache" / "inductor"),
     }
-    openmp = VLLM_PYTHON.parent.parent / "lib" / "libiomp5.so"
+    openmp = python.parent.parent / "lib" / "libiomp5.so"
     return {**found, "LD_PRELOAD": str(openmp)} if openmp.exists() else found
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["demo", "random"], action="append", help="default: both")
     parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")
     parser.add_argument("--threads", type=int, help="CPU threads of each engine; default: what ours chooses")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
     if not options.vllm_python.exists():

@@ -173,7 +173,9 @@ class Peer:
         self.name = name
         reader, writer = os.pipe()
         given = {"model": str(folder), "dtype": dtype, "slots": SLOTS, "context": CONTEXT, "answers": writer}
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **more}
+        # As our runner does: threads that spin for long while they wait would slow a peer down on a busy machine.
+        shared = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "5000", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **shared, **more}
         self._process = _Process(
             [python, str(HERE / script), json.dumps(given)],
             scratch / f"{script}.log",

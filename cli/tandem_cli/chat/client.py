@@ -4,6 +4,7 @@ On the path of every request of these commands. Blocking, in one thread: Ctrl-C 
 connection, which every such server takes as an abort.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tandem_cli.chat.settings import Value
 from tandem_cli.chat.trouble import NoServer, Trouble, UnknownModel, broken, refusal
 
 CONNECT_SECONDS = 5.0
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 TELL_SECONDS = 10.0
 """For what a server answers from memory."""
 
@@ -171,7 +173,7 @@ class Server:
     def _unreachable(self, error: httpx.TransportError) -> Trouble:
         if isinstance(error, httpx.ReadTimeout):
             return Trouble(f"the server at {self.url} did not answer in time; its log may say why")
-        return NoServer(self.url, str(error) or type(error).__name__)
+        return NoServer(self.url, _ERRNO.sub("", str(error)) or type(error).__name__)
 
 
 def is_local(url: str) -> bool:

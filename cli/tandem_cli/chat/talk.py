@@ -5,6 +5,7 @@ standard error, so that an answer can be piped on.
 """
 
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import TextIO
@@ -18,8 +19,27 @@ from tandem_cli.chat.dialects import Piece
 from tandem_cli.chat.prompt import read_entry
 from tandem_cli.chat.trouble import Trouble
 
+NOTICED_SECONDS = 0.5
 _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 """Not shown on a terminal: a model's words must not move the cursor or change the title."""
+
+
+class _Patience:
+    """A line that says what is waited for, from when the waiting becomes noticeable until `stop`."""
+
+    def __init__(self, console: Console, text: str) -> None:
+        self._status = Status(text, console=console)
+        self._timer = threading.Timer(NOTICED_SECONDS, self._status.start)
+        self._timer.daemon = True
+        if console.is_terminal:
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Takes the line away; may be called again."""
+        self._timer.cancel()
+        if self._timer.ident is not None:
+            self._timer.join()
+        self._status.stop()
 
 
 class Talk:
@@ -97,13 +117,12 @@ class Talk:
         messages = self._conversation.asking(prompt)
         pieces = self._server.answer(self._model, messages, self._conversation.settings)
         last = Piece()
-        waiting = Status(f"{self._model} has not begun to answer yet", console=self._console)
+        waiting = _Patience(self._console, f"{self._model} has not begun to answer yet")
         try:
-            if self._console.is_terminal:
-                waiting.start()
             for piece in pieces:
-                waiting.stop()
-                first = first or time.monotonic()
+                if not first:
+                    waiting.stop()
+                    first = time.monotonic()
                 self._write(piece.text, parts)
                 last = piece
         finally:
@@ -111,7 +130,8 @@ class Talk:
             pieces.close()  # type: ignore[attr-defined]
         self._end_line(parts)
         if last.finish == "length":
-            self._tell("(cut off here: the answer reached the limit on its tokens, see /set num_predict)")
+            limited = "num_predict" in self._conversation.settings
+            self._tell(f"(cut off: {'num_predict is reached' if limited else 'the context is full'})")
         if self._conversation.verbose:
             self._tell(statistics(last, first - began, time.monotonic() - first))
 
