@@ -2,8 +2,8 @@
 
 `make bench-engine`, or `python bench/engine.py [--rounds 4] [--dtype bfloat16] [--model demo]`. The same checkpoint,
 prompts, threads and sampling for all; one engine at a time works, in changing order, round by round, so that a busy
-machine slows all alike. vLLM comes from `make env-vllm` and is left out where that was not run. Prints each round, and
-as its last line one JSON object. Ours is asked through its runner's wire, not over HTTP.
+machine slows all alike. vLLM comes from `make env-vllm` and is left out where that was not run. Tells each round, and
+prints one JSON object. Ours is asked through its runner's wire, not over HTTP.
 """
 
 import argparse
@@ -110,8 +110,14 @@ def vllm_settings(python: Path) -> dict[str, str]:
     return {**found, "LD_PRELOAD": str(openmp)} if openmp.exists() else found
 
 
+def tell(text: str) -> None:
+    """Progress, at once on standard error: what is printed is kept back until the end by `tools/record.py`."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def _ready(arm: Arm, began: float, more: str = "") -> None:
-    print(f"  {arm.name} is ready after {time.monotonic() - began:.0f} s {more}", flush=True)
+    tell(f"  {arm.name} is ready after {time.monotonic() - began:.0f} s {more}".rstrip())
 
 
 def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: int) -> list[Measured]:
@@ -128,10 +134,8 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
                 shown.append(f"{name} {one.seconds * 1000:.0f} ms" if case.first else f"{name} {one.rate:.0f} tok/s")
                 if number:
                     found.append(one)
-            print(
-                f"  {f'round {number}' if number else 'warm-up'}, {case.title()}: {', '.join(sorted(shown))}",
-                flush=True,
-            )
+            which = f"round {number}" if number else "warm-up"
+            tell(f"  {which}, {case.title()}: {', '.join(sorted(shown))}")
     return found
 
 
@@ -153,7 +157,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
     if not options.vllm_python.exists():
-        print("vLLM is left out: its environment is not there; 'make env-vllm' makes it", flush=True)
+        tell("vLLM is left out: its environment is not there; 'make env-vllm' makes it")
     loads = [os.getloadavg()[0]]
     found: list[Measured] = []
     versions = {"python": platform.python_version()}
@@ -164,7 +168,7 @@ def main() -> None:
             folder = DEMO if model == "demo" else random_model(scratch / "random-135M")
             vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
             for dtype in options.dtype or DTYPES:
-                print(f"{folder.name} in {dtype}", flush=True)
+                tell(f"{folder.name} in {dtype}")
                 arms = start(folder, dtype, options, scratch)
                 try:
                     ours = arms["Tandem"]

@@ -13,7 +13,7 @@ from rich.text import Text
 from tandem_cli.address import UrlOption, server_at
 from tandem_cli.chat.client import Server
 from tandem_cli.chat.trouble import NoServer, Trouble
-from tandem_cli.running import Row, lines, notes, rows, table
+from tandem_cli.running import Row, lines, notes, rows
 
 REFRESHES = 4
 """A second at most, whatever the interval."""
@@ -46,14 +46,9 @@ def _look(server: Server) -> list[Row]:
 
 def _once(server: Server) -> None:
     found = _look(server)
-    if sys.stdout.isatty():
-        console = Console()
-        console.print(table(found))
-        for note in notes(found):
-            console.print(note, style="yellow", markup=False, highlight=False)
-        return
-    sys.stdout.write("".join(f"{line}\n" for line in lines(found)))
-    sys.stderr.write("".join(f"{note}\n" for note in notes(found)))
+    Console(highlight=False).print("\n".join(lines(found)), soft_wrap=True, markup=False)
+    for note in notes(found):
+        Console(stderr=True, highlight=False).print(note, style="yellow", soft_wrap=True, markup=False)
 
 
 def _watch(server: Server, interval: float) -> None:
@@ -72,7 +67,9 @@ def _watch(server: Server, interval: float) -> None:
 
 
 def _shown(found: list[Row]) -> Group:
-    return Group(table(found), *(Text(note, style="yellow") for note in notes(found)))
+    """Lines that are cut at the terminal's edge: wrapped ones would make the table hard to read as it changes."""
+    rest = [Text(note, style="yellow") for note in notes(found)]
+    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines(found)), *rest)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

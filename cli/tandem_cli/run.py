@@ -19,7 +19,7 @@ from tandem_cli.chat.client import Described, Server
 from tandem_cli.chat.conversation import Conversation
 from tandem_cli.chat.settings import Value, parse_setting
 from tandem_cli.chat.talk import Talk, standard_console
-from tandem_cli.chat.trouble import NoServer, Trouble, UnknownModel
+from tandem_cli.chat.trouble import Trouble
 from tandem_cli.lent import lent_server
 from tandem_cli.names import model_name, model_source
 
@@ -108,10 +108,10 @@ def _described(server: Server, model: str, named: bool) -> Described | None:
     source = model_source(model)
     try:
         described = server.describe(model_name(source))
-    except (NoServer, UnknownModel):
+    except Trouble:
         if named:
             raise
-        return None
+        return None  # whatever is wrong there: a server of our own needs nothing of it
     if described.source == source:
         return _for_chat(described)
     if named:

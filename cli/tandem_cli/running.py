@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from tandem_api.report import ModelReport, ModelState, Report
 from tandem_cli.loading import phase_text
 from tandem_cli.words import processor_text, size_text, until_text
@@ -72,18 +69,8 @@ def _notes(name: str, context_reason: str, report: ModelReport | None) -> tuple[
     return tuple(notes)
 
 
-def table(found: Sequence[Row]) -> Table:
-    """For a terminal: no lines around cells, nothing wrapped."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for index, name in enumerate(COLUMNS):
-        made.add_column(name, no_wrap=True, overflow="ellipsis" if index == 0 else "fold")
-    for row in found:
-        made.add_row(*(Text(cell) for cell in row.cells))
-    return made
-
-
 def lines(found: Sequence[Row]) -> list[str]:
-    """For a file or a pipe: columns as wide as they need to be."""
+    """The table, its head first, with columns as wide as they need to be."""
     grid = [COLUMNS, *(row.cells for row in found)]
     widths = [max(len(cells[index]) for cells in grid) for index in range(len(COLUMNS))]
     return ["   ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in grid]

@@ -47,11 +47,13 @@ class Screen:
 
     async def show(self, pod: "Pod", port: int) -> None:
         """Follows the load of every model, then prints the first screen."""
+        from tandem_server.pod import model_report
+
         self._pod = pod
         await _until(lambda: bool(pod.manager.hosts))
         with LoadBars(self._console) as bars:
             while not self._settled(pod):
-                bars.show(pod.report().models)
+                bars.show([model_report(host) for host in pod.manager.hosts.values()])
                 await asyncio.sleep(LOOK_SECONDS)
         text = first_screen(url_of(self._address, port), list(pod.manager.hosts.values()), program())
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -4,6 +4,7 @@ Makes the catalog from its command line and runs the same application as a pod, 
 Heavy imports happen inside the command, so that `tandem --help` is quick.
 """
 
+import errno
 import logging
 import shutil
 import sys
@@ -122,7 +123,9 @@ def serve(
             screens.append(Screen(host, console))
             uvloop.run(run_pod(settings, fixed=catalog, companion=tell_and_follow if lent else screens[0].show))
     except (SettingsError, DeviceError) as error:
-        sys.stderr.write(f"tandem serve: {error}\n")
+        taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        hint = " Choose another by --port; 'tandem ps' tells what is served there." if taken else ""
+        sys.stderr.write(f"tandem serve: {error}{hint}\n")
         raise typer.Exit(2) from error
 
 

@@ -57,8 +57,8 @@ def processor_text(size: int, on_gpu: int) -> str:
 
 def server_url(text: str) -> str:
     """An address as typed, as a URL: `host:port` gets `http://`, a `/v1` is dropped. Raises ValueError."""
-    text = text.strip().rstrip("/").removesuffix("/v1").removesuffix("/api")
-    url = text if "://" in text else f"http://{text}"
+    text = text.strip()
+    url = (text if "://" in text else f"http://{text}").rstrip("/").removesuffix("/v1").removesuffix("/api")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"'{text}' is no address; write http://host:port")

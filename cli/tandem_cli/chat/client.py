@@ -64,13 +64,13 @@ class Server:
         if self._dialect is None:
             if self._get("/api/version").is_success:
                 self._dialect = Ollama()
-            elif self._get("/v1/models").is_success:
-                self._dialect = OpenAI()
-            else:
-                answer = self._get("/v1/models")
-                if answer.status_code in (401, 403):
-                    raise refusal(answer.status_code, answer.headers, answer.content, self.url, "")
+                return self._dialect
+            models = self._get("/v1/models")
+            if models.status_code in (401, 403):
+                raise refusal(models.status_code, models.headers, models.content, self.url, "")
+            if not models.is_success:
                 raise Trouble(f"what answers at {self.url} speaks neither Ollama's API nor OpenAI's; see --url")
+            self._dialect = OpenAI()
         return self._dialect
 
     def names(self) -> list[str]:
@@ -134,6 +134,7 @@ class Server:
                         return
         except httpx.TransportError as error:
             if began or isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+                # Chunked answers that end early raise here; those without a length only lack their last line.
                 raise broken(self.url, model, error) from error
             raise self._unreachable(error) from error
         raise broken(self.url, model, "it ended without the last line")

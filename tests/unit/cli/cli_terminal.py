@@ -50,6 +50,25 @@ class Terminal:
         return _ESCAPES.sub("", self._raw.decode("utf-8", "replace")).replace("\r\n", "\n")
 
     @property
+    def shown(self) -> list[str]:
+        """The lines that stand on the screen, those that scrolled off it included."""
+        lines, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\x07]*\x07|[\r\n]|[^\x1b\r\n]+", self._raw.decode()):
+            if part == "\r":
+                column = 0
+            elif part == "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            elif part.endswith("A") and part.startswith("\x1b"):
+                row -= int(part[2:-1] or 1)
+            elif part == "\x1b[2K":
+                lines[row] = ""
+            elif not part.startswith("\x1b"):
+                lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+                column += len(part)
+        return [line.rstrip() for line in lines if line.strip()]
+
+    @property
     def raw(self) -> bytes:
         return self._raw
 
@@ -68,6 +87,17 @@ class Terminal:
             left = deadline - time.monotonic()
             assert left > 0, f"{pattern!r} did not come within {seconds:.0f} s; seen:\n{self.seen}"
             self._read(min(left, 0.5), pattern)
+
+    def press(self, key: str, pattern: str, seconds: float = 30.0) -> None:
+        """A key until it shows: a signal that comes just as a prompt begins to read is only seen with the next."""
+        deadline = time.monotonic() + seconds
+        self.type(key)
+        while not re.search(pattern, self.seen[self._from :], re.DOTALL):
+            assert time.monotonic() < deadline, f"{pattern!r} did not come within {seconds:.0f} s; seen:\n{self.seen}"
+            before = len(self._raw)
+            self._read(1.0, pattern)
+            if len(self._raw) == before:
+                os.write(self._master, key.encode())
 
     def end(self, seconds: float = 30.0) -> int:
         """The exit status, once the program has ended by itself."""
