@@ -10,14 +10,17 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
 
-.PHONY: help env demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format generate \
-	bench-overlap bench-gateway bench-operator
+.PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
+	generate bench-engine bench-gateway bench-loads bench-loop bench-operator bench-overlap
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 env: ## makes .venv from uv.lock (needs only Python 3.11+)
 	@tools/environment.sh
+
+env-vllm: env ## makes vLLM's CPU build for make bench-engine, in your cache folder (6 GB)
+	@tools/environment_vllm.sh
 
 demo: env ## a cluster, the chart, two Models and streamed answers; CLUSTER=node|kind|current, MODEL=hf://org/name
 	@$(PY) -m tandem_cli demo up --cluster $(CLUSTER) $(if $(MODEL),--model $(MODEL))
@@ -64,5 +67,11 @@ bench-overlap: env ## the overlapped loop against the plain one
 bench-operator: env ## the operator with 200 Models on fake nodes against a process that only watches
 	@$(PY) tools/record.py operator $(PY) bench/operator_at_scale.py
 
+bench-loop: env ## both loops on a device of fixed step time against the ideal
+	@$(PY) tools/record.py loop $(PY) bench/loop.py
+
 bench-gateway: env ## calls through the gateway against direct ones
 	@$(PY) tools/record.py gateway $(PY) bench/gateway.py
+
+bench-engine: env ## our engine against transformers and, after make env-vllm, vLLM's CPU build
+	@$(PY) tools/record.py engine $(PY) bench/engine.py
