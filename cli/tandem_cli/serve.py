@@ -5,7 +5,6 @@ Heavy imports happen inside the command, so that `tandem --help` is quick.
 """
 
 import errno
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,8 @@ import typer
 from tandem_cli.names import model_name, model_source
 
 if TYPE_CHECKING:
-    from tandem_api.catalog import CatalogModel
+    from tandem_api.catalog import Catalog, CatalogModel
+    from tandem_server.config import Settings
 
 
 def catalog_models(
@@ -84,16 +84,8 @@ def serve(
     lent: Annotated[bool, typer.Option(hidden=True, help="Serve for the process that started this one.")] = False,
 ) -> None:
     """Serve models over OpenAI- and Ollama-compatible HTTP on this machine."""
-    import uvloop
-
     from tandem_api.catalog import ALL_PODS, Catalog
-    from tandem_cli.lent import tell_and_follow
-    from tandem_cli.screen import Screen
-    from tandem_cli.terminal import is_quiet, log_above_bars
-    from tandem_server import logs
-    from tandem_server.config import Settings, SettingsError
-    from tandem_server.devices import DeviceError
-    from tandem_server.serve import run_pod
+    from tandem_server.config import Settings
 
     entries = catalog_models(model, name or [], slots, context, scheduling)
     catalog = Catalog(models=entries, preload={ALL_PODS: [entry.name for entry in entries]}).with_revision()
@@ -110,6 +102,24 @@ def serve(
             "drain_seconds": 30.0,
         }
     )
+    if device is None and not lent:
+        verdict = "an NVIDIA driver is there" if settings.device.value == "GPU" else "there is no NVIDIA driver"
+        sys.stderr.write(f"Computing on the {settings.device.value}: {verdict}; --device says otherwise.\n")
+    _serve(settings, catalog, verbose, lent)
+
+
+def _serve(settings: "Settings", catalog: "Catalog", verbose: bool, lent: bool) -> None:
+    """Until a signal. Ends the process with status 2 and a sentence when the pod cannot start."""
+    import uvloop
+
+    from tandem_cli.lent import tell_and_follow
+    from tandem_cli.screen import Screen
+    from tandem_cli.terminal import is_quiet, log_above_bars
+    from tandem_server import logs
+    from tandem_server.config import SettingsError
+    from tandem_server.devices import DeviceError
+    from tandem_server.serve import run_pod
+
     screens: list[Screen] = []
 
     def shows(line: str) -> bool:
@@ -117,10 +127,8 @@ def serve(
 
     try:
         with log_above_bars(shows) as console:
-            logs.configure(log_format)
-            if device is None:
-                logging.getLogger("tandem").info("Computing on the %s; --device says otherwise.", settings.device.value)
-            screens.append(Screen(host, console))
+            logs.configure(settings.log_format)
+            screens.append(Screen(settings.host, console))
             uvloop.run(run_pod(settings, fixed=catalog, companion=tell_and_follow if lent else screens[0].show))
     except (SettingsError, DeviceError) as error:
         taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE

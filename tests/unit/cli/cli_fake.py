@@ -42,7 +42,7 @@ class FakeServer:
         self.release = threading.Event()
         self.paused = threading.Event()
         self.gone = threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -90,68 +90,66 @@ def openai_lines(*parts: str) -> list[str]:
     return [": held\n\n", *(f"data: {json.dumps(value)}\n\n" for value in told), "data: [DONE]\n\n"]
 
 
-def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    fake: FakeServer
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            self._serve(None)
+    def do_GET(self) -> None:
+        self._serve(None)
 
-        def do_POST(self) -> None:
-            self._serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+    def do_POST(self) -> None:
+        self._serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
-        def log_message(self, *_: object) -> None:
+    def log_message(self, *_: object) -> None:
+        return
+
+    def _serve(self, body: Any) -> None:
+        path = self.path
+        self.fake.seen.append((path, {name.lower(): value for name, value in self.headers.items()}, body))
+        if self.fake.only is not None and path not in self.fake.only:
+            self._send(404, {"error": "nothing here"})
+        elif path in ("/api/chat", "/v1/chat/completions"):
+            self._chat()
+        else:
+            self._send(*self.fake.told(path, body))
+
+    def _send(self, status: int, value: Any) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, header in (self.fake.headers if status >= 300 else {}).items():
+            self.send_header(name, header)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _chat(self) -> None:
+        if self.fake.status != 200:
+            self._send(self.fake.status, self.fake.error)
             return
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            for line in self.fake.lines:
+                if line is PAUSE:
+                    self._pause()
+                elif line is SILENCE:
+                    self.fake.release.wait()
+                elif line is BREAK:
+                    return
+                else:
+                    self._chunk(line.encode())
+            self._chunk(b"")
+        except (BrokenPipeError, ConnectionResetError):
+            self.fake.gone.set()
 
-        def _serve(self, body: Any) -> None:
-            path = self.path
-            server.seen.append((path, {name.lower(): value for name, value in self.headers.items()}, body))
-            if server.only is not None and path not in server.only:
-                self._send(404, {"error": "nothing here"})
-            elif path in ("/api/chat", "/v1/chat/completions"):
-                self._chat()
-            else:
-                self._send(*server.told(path, body))
+    def _pause(self) -> None:
+        self.fake.paused.set()
+        while not self.fake.release.wait(0.02):
+            self._chunk(b" \n")  # as a gateway keeps a held connection alive
 
-        def _send(self, status: int, value: Any) -> None:
-            data = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, header in (server.headers if status >= 300 else {}).items():
-                self.send_header(name, header)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Connection", "close")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def _chat(self) -> None:
-            if server.status != 200:
-                self._send(server.status, server.error)
-                return
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.close_connection = True
-            try:
-                for line in server.lines:
-                    if line is PAUSE:
-                        self._pause()
-                    elif line is SILENCE:
-                        server.release.wait()
-                    elif line is BREAK:
-                        return
-                    else:
-                        self._chunk(line.encode())
-                self._chunk(b"")
-            except (BrokenPipeError, ConnectionResetError):
-                server.gone.set()
-
-        def _pause(self) -> None:
-            server.paused.set()
-            while not server.release.wait(0.02):
-                self._chunk(b" \n")  # as a gateway keeps a held connection alive
-
-        def _chunk(self, data: bytes) -> None:
-            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-            self.wfile.flush()
-
-    return Handler
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
