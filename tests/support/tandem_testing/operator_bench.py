@@ -144,7 +144,7 @@ async def running(kube: Kube, name: str, folder: Path, compare: bool = False, **
     await eventually("a ServiceAccount for pods", lambda: kube.find(account))
     proxy = Proxy(kube, compare=compare)
     await proxy.start()
-    operator = OperatorProcess(proxy, folder, more={"namespace": name}, forked=True, **options)
+    operator = OperatorProcess(proxy, folder, more={"namespace": name}, **{"forked": True, **options})
     bench = Bench(kube, name, proxy, operator)
     await operator.start()
     try:
