@@ -97,7 +97,7 @@ def test_a_folder_that_nobody_serves_is_served_for_the_chat(tandem):
         assert "python-coder at http://127.0.0.1:" in greeting
         server = lent_to(chat.process.pid)
         chat.type("import os\n")
-        chat.wait("num_predict is reached.*>>> $")
+        chat.wait(">>> $")  # after its own six tokens, or fewer where the model ends by itself
         chat.type("\x04")
         assert chat.end() == 0
     assert not alive(server), "the server ends with the chat"
