@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tandem_api.report import ModelReport, ModelState
+from tandem_api.report import DeviceReport, ModelReport, ModelState
 from tandem_api.status import Condition
 from tandem_operator.conditions import FALSE, TRUE, PoolFacts, condition
 from tandem_operator.diagnose import human_bytes, sentence
@@ -14,15 +14,21 @@ def fits(pool: PoolFacts, reports: Iterable[ModelReport], name: str) -> Conditio
     tried = list(reports)
     failed = next((one for one in tried if one.state == ModelState.FAILED and one.error_reason == "DoesNotFit"), None)
     if failed is not None:
-        return condition("Fits", FALSE, "DoesNotFit", sentence(failed.last_error or "Memory is short."))
+        told = sentence(failed.last_error or "memory is short")
+        return condition("Fits", FALSE, "DoesNotFit", f"{told[:1].upper()}{told[1:]}")
     for pod, _ in pool.pods:
         entry = pod.model(name)
         if entry is None or entry.state != ModelState.LOADED:
             continue
         devices = pod.seen.report.devices if pod.seen.report is not None else []
-        room = f" of {human_bytes(devices[0].total_bytes)} that {devices[0].name} has" if devices else ""
+        room = f" of the {_room(devices[0])}" if devices else ""
         return condition("Fits", TRUE, "Loaded", f"One copy takes {human_bytes(entry.size_bytes)}{room}.")
     return None
+
+
+def _room(device: DeviceReport) -> str:
+    whose = "of memory that the pod has" if device.kind == "CPU" else f"of {device.name}"
+    return f"{human_bytes(device.total_bytes)} {whose}"
 
 
 def context_reduced(loaded: Iterable[ModelReport], shared: bool) -> Condition | None:

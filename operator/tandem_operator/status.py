@@ -160,7 +160,7 @@ def _loaded(facts: Facts) -> Condition:
     if told.reason == "NotReported":
         return condition("Loaded", UNKNOWN, told.reason, told.message)
     # Ready tells what is the matter; only a load's own words stand here too.
-    words = f" {told.message}" if told.reason in ("Loading", "LoadFailed", "DoesNotFit", "Unloaded") else ""
+    words = f" {told.message}" if told.reason in ("Loading", "Unloaded") else ""
     return condition("Loaded", FALSE, told.reason, f"0 of {wanted} pods{facts.whose} hold the model.{words}")
 
 

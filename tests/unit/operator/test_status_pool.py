@@ -148,7 +148,7 @@ def test_what_does_not_fit_says_so_with_the_numbers() -> None:
     assert (condition(status).reason, condition(status, "Progressing").reason) == ("DoesNotFit", "DoesNotFit")
     told = condition(status, "Fits")
     assert (told.status, told.reason) == ("False", "DoesNotFit")
-    assert told.message == "the weights need 16,000 MiB, 8,000 MiB is free."
+    assert told.message == "The weights need 16,000 MiB, 8,000 MiB is free."
 
 
 def test_a_retry_after_a_failed_load_does_not_flap() -> None:
@@ -168,7 +168,7 @@ def test_a_retry_after_a_failed_load_does_not_flap() -> None:
 
 def test_what_fits_says_of_how_much() -> None:
     status = compute(pods_with((running(), seen(loaded(), devices=[BIG]))), Outcome(), None, NOW)
-    assert condition(status, "Fits").message == "One copy takes 12 MB of 140 GB that NVIDIA H200 has."
+    assert condition(status, "Fits").message == "One copy takes 12 MB of the 140 GB of NVIDIA H200."
 
 
 def test_pods_that_are_stuck_beside_serving_ones_degrade() -> None:
