@@ -5,7 +5,9 @@ elsewhere. Reports are level-triggered: a lost one is made good by the next, and
 """
 
 import asyncio
+import hashlib
 import logging
+import operator
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -68,6 +70,8 @@ def interval(target: Target, seen: Seen, expected: str | None) -> float:
 
 def moved(pool: Key, before: Seen, after: Report) -> set[Key]:
     """The keys whose reconcile would act on, or tell, what a report says anew."""
+    if before.report is after and not before.stale:
+        return set()
     was, now = _entries(before.report), _entries(after)
     names = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
     if before.stale or before.report is None or _frame(before.report) != _frame(after):
@@ -109,6 +113,10 @@ class Reports:
         self._expected: dict[str, str] = {}
         self._due: dict[str, float] = {}
         self._asking: set[str] = set()
+        self._pods_before: list[Obj] | None = None
+        self._targets: dict[str, Target] = {}
+        self._digests: dict[str, bytes] = {}
+        """Of the text of the last report: an idle pod says the same again and again."""
         self._ready: dict[str, bool] = {}
         """Whether a pod was ready when it was last asked."""
 
@@ -120,7 +128,7 @@ class Reports:
 
     async def run(self) -> None:
         """Asks pods as they become due, until cancelled."""
-        connector = aiohttp.TCPConnector(limit=AT_ONCE)
+        connector = aiohttp.TCPConnector(limit=AT_ONCE, keepalive_timeout=2 * IDLE_SECONDS)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
             asyncio.TaskGroup() as group,
@@ -133,17 +141,26 @@ class Reports:
 
     def due(self) -> list[Target]:
         """The pods to ask now, at most 64 at once; forgets those that are gone."""
-        targets = {target.uid: target for target in map(target_of, self._pods()) if target is not None}
-        for memory in (self.seen, self._expected, self._due, self._ready):
-            for uid in [uid for uid in memory if uid not in targets]:
+        pods = list(self._pods())
+        # Asked five times a second, while pods seldom change; a pod that does is another object in the cache.
+        before = self._pods_before
+        if before is None or len(pods) != len(before) or not all(map(operator.is_, pods, before)):
+            self._take_over(pods)
+        now, due = self._clock(), self._due
+        ready = [one for uid, one in self._targets.items() if due.get(uid, 0.0) <= now and uid not in self._asking]
+        ready.sort(key=lambda one: due.get(one.uid, 0.0))
+        return ready[: AT_ONCE - len(self._asking)]
+
+    def _take_over(self, pods: list[Obj]) -> None:
+        """Works out anew which pods can be asked."""
+        self._pods_before = pods
+        self._targets = {target.uid: target for target in map(target_of, pods) if target is not None}
+        for memory in (self.seen, self._digests, self._expected, self._due, self._ready):
+            for uid in memory.keys() - self._targets.keys():
                 del memory[uid]
-        for uid, target in targets.items():
+        for uid, target in self._targets.items():
             if self._ready.get(uid, target.ready) != target.ready:
                 self._due[uid] = 0.0  # what it said before it turned ready (or unready) is out of date
-        now = self._clock()
-        ready = [one for uid, one in targets.items() if uid not in self._asking and self._due.get(uid, 0.0) <= now]
-        ready.sort(key=lambda one: self._due.get(one.uid, 0.0))
-        return ready[: AT_ONCE - len(self._asking)]
 
     async def _ask(self, session: aiohttp.ClientSession, target: Target) -> None:
         try:
@@ -167,7 +184,16 @@ class Reports:
                 content += await response.content.read(_LARGEST + 1 - len(content))
             if len(content) > _LARGEST:
                 raise ValueError(f"its report is longer than {_LARGEST} bytes")
-            return Report.model_validate_json(content)
+            return self._parsed(target.uid, content)
+
+    def _parsed(self, uid: str, content: bytes) -> Report:
+        """The report; the very object of before when the pod says the same."""
+        before, digest = self.seen.get(uid, Seen()).report, hashlib.sha256(content).digest()
+        if before is not None and self._digests.get(uid) == digest:
+            return before
+        report = Report.model_validate_json(content)
+        self._digests[uid] = digest
+        return report
 
     def answered(self, target: Target, report: Report) -> None:
         """Takes in a report."""
@@ -195,6 +221,8 @@ class Reports:
     def _again(self, target: Target, seen: Seen) -> None:
         self._ready[target.uid] = target.ready
         delay = interval(target, seen, self._expected.get(target.uid))
+        if self._targets.get(target.uid, target).ready != target.ready:
+            delay = 0.0  # it has turned ready (or unready) while it was asked
         self._due[target.uid] = self._clock() + delay * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, no secret)
 
 

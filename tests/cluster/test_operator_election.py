@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tandem_devcluster.cluster import Cluster
+from tandem_operator.kinds import OWNED
 from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_process import OperatorProcess, Proxy
 
@@ -173,7 +174,7 @@ async def test_killed_the_leader_is_followed_within_the_lease_and_nothing_is_don
     of_others = [one for one in pair.standby.proxy.effective if "four" not in one.path and one.method != "POST"]
     assert of_others == [], "what was there is left as it is"
     made = [one.path for one in pair.standby.proxy.effective if one.method == "POST"]
-    assert len(made) == len(set(made)) == 4, made
+    assert len(made) == len(set(made)) == len(OWNED), made
     assert pair.lease()["leaseTransitions"] == 1
 
 

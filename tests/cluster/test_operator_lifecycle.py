@@ -206,26 +206,6 @@ async def test_a_restart_writes_nothing(kube: Kube, tmp_path: Path) -> None:
         assert bench.proxy.writes == []
 
 
-async def test_killed_right_after_any_write_it_ends_the_same(kube: Kube, tmp_path: Path) -> None:
-    """kill -9 after the n-th write, which the API server took and the operator never heard of; n from 1 to 8."""
-    async with running(kube, tmp_path) as bench:
-        await eventually("the start", lambda: "Listed the cluster" in bench.operator.log)
-        for moment in range(1, OBJECTS + 3):
-            name = f"killed-{moment}"
-            bench.proxy.clear()
-            bench.proxy.on_write = lambda count, last=moment: bench.operator.kill() if count == last else None
-            bench.make(name)
-            assert await bench.operator.wait() == -9
-            bench.proxy.on_write = lambda _: None
-            await bench.operator.start()
-            await bench.complete(name)
-            await bench.reaches(name, "Unschedulable")
-            await bench.calm()
-            created = [one.path for one in bench.proxy.effective if one.method == "POST"]
-            assert len(created) == len(set(created)) == OBJECTS, created
-            assert not [one for one in bench.proxy.effective if one.method == "PATCH" and "/status" not in one.path]
-
-
 class Pod:
     """A serving pod as far as the operator sees one: a report behind a key."""
 

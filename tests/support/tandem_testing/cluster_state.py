@@ -5,6 +5,7 @@ versions, and the random part of pods' names.
 """
 
 import base64
+import difflib
 import json
 import re
 from typing import Any
@@ -31,7 +32,7 @@ _VOLATILE = {
 }  # fmt: skip
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DIGEST = re.compile(r"\b[0-9a-f]{16}(?:\.\d+)?\b")
-_POD = re.compile(r"\b(tandem-[mp]-[a-z0-9-]+?)-[a-z0-9]{8,10}-[a-z0-9]{5}\b")
+_POD = re.compile(r"\b(tandem-[mp]-[a-z0-9-]+?)-[a-z0-9]{5,10}-[a-z0-9]{5}\b")
 
 
 def _listed(kube: Kube, namespace: str, path: str, selector: str = "") -> list[Obj]:
@@ -72,6 +73,12 @@ def snapshot(kube: Kube, namespace: str, master: str) -> dict[str, list[Any]]:
     for place, obj in {**above, **below}.items():
         found.setdefault(_words(place, namespace, {}), []).append(_plain(obj, namespace, keys))
     return {place: sorted(values, key=json.dumps) for place, values in sorted(found.items())}
+
+
+def changes(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> str:
+    """Where two snapshots differ, line by line; empty when they do not."""
+    texts = [json.dumps(one, indent=1, sort_keys=True).splitlines() for one in (before, after)]
+    return "\n".join(difflib.unified_diff(*texts, "undisturbed", "this time", lineterm="", n=4))
 
 
 def _leaving(obj: Obj) -> bool:
