@@ -199,7 +199,7 @@ class ModelHost:
             self._launcher, spec, self._settings, note.told_by_runner, lambda: self.admission.resize(0)
         )
         try:
-            self.checkpoint = await in_thread(read_checkpoint, folder)
+            self.checkpoint = await in_thread(read_checkpoint, folder, self.checkpoint)
             self.loaded = self.last_loaded = await self.runner.loaded()
         except BaseException:
             runner, self.runner = self.runner, None

@@ -91,7 +91,7 @@ async def test_a_fault_of_the_servers_own_in_a_load_does_not_end_the_model(serve
     from tandem_server.residency import host
 
     real = host.read_checkpoint
-    monkeypatch.setattr(host, "read_checkpoint", lambda folder: 1 / 0)
+    monkeypatch.setattr(host, "read_checkpoint", lambda *values: 1 / 0)
     site = await serve(model.entry(), load=False, backoff_seconds=0.05)
     site.host().want()
     await until(lambda: "ZeroDivisionError" in (site.host().last_error or ""), "the fault to be told")

@@ -83,23 +83,36 @@ async def test_nothing_is_left_when_the_pod_is_killed(make_model, tmp_path):
     await until(lambda: all(map(ended, left)), "the end of runner, fork server and descendants")
 
 
+async def slowest(site, done=None, least=15):
+    """The longest answer of the other model, in seconds, over `least` requests and until `done` is."""
+    found = []
+    while len(found) < least or (done is not None and not done.done()):
+        began = time.monotonic()
+        answer = await site.client.post("/v1/chat/completions", json=OTHER)
+        assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+        found.append(time.monotonic() - began)
+    return max(found)
+
+
 @pytest.mark.process
-async def test_a_stopped_runner_is_noticed_and_nobody_else_notices(serve, make_model):
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+async def test_a_stopped_or_killed_runner_is_told_and_nobody_else_notices(serve, make_model, number):
     first, second = make_model("a"), make_model("b")
     site = await serve(first.entry(), second.entry("other"), heartbeat_seconds=1.5)
     first.hold()
     doomed = asyncio.create_task(site.client.post("/v1/chat/completions", json=CHAT))
     await until(lambda: len(first.admitted()) == 1)
-    runner = site.host().runner
-    os.kill(runner.pid, signal.SIGSTOP)
-    while not doomed.done():
-        answer = await site.client.post("/v1/chat/completions", json=OTHER)
-        assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+    runner, before = site.host().runner, await slowest(site)
+    os.kill(runner.pid, number)
+    beside = await slowest(site, doomed)
+    assert beside < 10 * before + 1.0, "generous: what would couple the two would do so until the restart at least"
     error = (await doomed).json()["error"]
     assert error["code"] == "runner_died"
-    assert (
-        "gave no sign of life for 1.5 s (it is stopped, as by SIGSTOP or a debugger) and was killed" in error["message"]
-    )
+    told = {
+        signal.SIGSTOP: "gave no sign of life for 1.5 s (it is stopped, as by SIGSTOP or a debugger) and was killed",
+        signal.SIGKILL: "was killed by signal 9 (SIGKILL)",
+    }
+    assert told[number] in error["message"]
     assert site.host("other").restarts == 0
     first.release()
     assert (await site.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
