@@ -127,7 +127,7 @@ def fake_settings(folder: Path, **fields: Any) -> Settings:
     return Settings.model_validate({**values, **fields})
 
 
-async def until(true: Callable[[], Any], what: str = "the condition", seconds: float = 10.0) -> None:
+async def until(true: Callable[[], Any], what: str = "the condition", seconds: float = 20.0) -> None:
     """Waits for a condition, and fails naming it when it does not come."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not true():

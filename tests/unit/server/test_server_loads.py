@@ -13,9 +13,9 @@ from tandem_server.residency import host, source
 
 pytestmark = pytest.mark.process
 
-LAG_SECONDS = 1.0
-"""Generous: what blocks the loop in these tests does so for three times as long."""
-BLOCK_SECONDS = 3.0
+LAG_SECONDS = 3.0
+"""Generous, for a machine with much else to do: what blocks the loop in these tests does so for three times as long."""
+BLOCK_SECONDS = 9.0
 COLD = 12
 """More than the threads that asyncio shares on a small machine."""
 
@@ -102,8 +102,6 @@ async def test_loads_that_hang_hold_up_neither_the_loop_nor_long_prompts(serve, 
         assert not released.is_set()
         assert not any(site.host(f"m{number}").loaded for number in range(1, COLD + 1))
         assert longest[0] < LAG_SECONDS
-        released.set()
-        await site.loaded()
 
 
 async def test_a_load_that_fails_for_ever_holds_up_nobody(serve, make_model):
