@@ -88,7 +88,9 @@ def _load(pods: Sequence[PodView], before: CommonStatus, after: CommonStatus) ->
     loaded, was = _find(after, "Loaded"), _find(before, "Loaded")
     if loaded is None:
         return []
-    if loaded.status == ConditionStatus.TRUE and (was is None or was.status != ConditionStatus.TRUE):
+    # A report that was late says nothing new; the artifact tells that the model had been loaded before.
+    late = was is not None and was.reason == "NotReported" and getattr(before, "artifact", None) is not None
+    if loaded.status == ConditionStatus.TRUE and not late and (was is None or was.status != ConditionStatus.TRUE):
         seconds = _load_seconds(pods, was)
         within = f"Loaded in {seconds:.0f} s after the start of the pod. " if seconds is not None else "Loaded. "
         return [Happening("Loaded", "Load", within + loaded.message)]

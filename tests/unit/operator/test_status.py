@@ -413,6 +413,16 @@ def test_events_of_a_life() -> None:
     assert (reason, note[:8]) == ("Loaded", "Loaded. ")
 
 
+def test_a_report_that_comes_late_is_no_event() -> None:
+    ready = pods_with((running(), seen(loaded())))
+    silent = pods_with((running(), Seen(stale=True, error="timeout")), status=fields_of(status_of(ready)))
+    told = status_of(silent)
+    assert condition(told, "Loaded").reason == "NotReported"
+    assert events(told, ready) == []
+    never = status_of(pods_with((running(), Seen(stale=True, error="timeout"))))
+    assert [reason for reason, _ in events(never, ready)] == ["Loaded"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [(name, row[2]) for name, row in READY_TABLE.items() if row[2] in ("CrashLooping", "LoadFailed")],
