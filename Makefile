@@ -10,14 +10,17 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
 
-.PHONY: help env demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-long lint format generate \
-	bench-overlap bench-gateway
+.PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
+	generate bench-engine bench-gateway bench-loads bench-loop bench-operator bench-overlap
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 env: ## makes .venv from uv.lock (needs only Python 3.11+)
 	@tools/environment.sh
+
+env-vllm: env ## makes vLLM's CPU build for make bench-engine, in your cache folder (6 GB)
+	@tools/environment_vllm.sh
 
 demo: env ## a cluster, the chart, two Models and streamed answers; CLUSTER=node|kind|current, MODEL=hf://org/name
 	@$(PY) -m tandem_cli demo up --cluster $(CLUSTER) $(if $(MODEL),--model $(MODEL))
@@ -43,6 +46,9 @@ test-node: env ## tests on a cluster with a node (Linux, root)
 test-gpu: ## tests that need a CUDA device, with the python that is on the PATH (PY=...)
 	@PYTHONPATH=api:server python3 -m pytest tests/gpu -q
 
+test-kwok: env ## the operator with 200 Models on fake nodes
+	@TANDEM_KWOK_MODELS=200 $(PY) -m pytest -q tests/cluster/test_operator_scale.py --timeout=600
+
 test-long: env ## property tests with many seeds
 	@TANDEM_SEEDS=200 $(PY) tools/tiers.py fast unit
 
@@ -58,5 +64,14 @@ generate: env ## makes the CRDs, the reference page and the plain manifests from
 bench-overlap: env ## the overlapped loop against the plain one
 	@$(PY) tools/record.py overlap $(PY) bench/overlap.py
 
+bench-operator: env ## the operator with 200 Models on fake nodes against a process that only watches
+	@$(PY) tools/record.py operator $(PY) bench/operator_at_scale.py
+
+bench-loop: env ## both loops on a device of fixed step time against the ideal
+	@$(PY) tools/record.py loop $(PY) bench/loop.py
+
 bench-gateway: env ## calls through the gateway against direct ones
 	@$(PY) tools/record.py gateway $(PY) bench/gateway.py
+
+bench-engine: env ## our engine against transformers and, after make env-vllm, vLLM's CPU build
+	@$(PY) tools/record.py engine $(PY) bench/engine.py

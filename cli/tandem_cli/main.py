@@ -12,7 +12,12 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
 
-SUBCOMMANDS = {"serve": "tandem_cli.serve:app", "demo": "tandem_cli.demo.command:app"}
+SUBCOMMANDS = {
+    "serve": "tandem_cli.serve:app",
+    "run": "tandem_cli.run:app",
+    "ps": "tandem_cli.ps:app",
+    "demo": "tandem_cli.demo.command:app",
+}
 """Name -> `module:attribute` of a Typer application."""
 
 

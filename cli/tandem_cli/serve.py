@@ -4,8 +4,7 @@ Makes the catalog from its command line and runs the same application as a pod, 
 Heavy imports happen inside the command, so that `tandem --help` is quick.
 """
 
-import logging
-import re
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -13,30 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tandem_cli.names import model_name, model_source
+
 if TYPE_CHECKING:
-    from tandem_api.catalog import CatalogModel
-
-_UNFIT = re.compile(r"[^a-z0-9._-]+")
-_SCHEME = re.compile(r"^[a-z0-9]+://")
-
-
-def model_source(text: str) -> str:
-    """What a person typed as `--model`, as a source: folders become `file://` ones. Raises typer.BadParameter."""
-    if _SCHEME.match(text):
-        if not text.startswith(("hf://", "file://")):
-            raise typer.BadParameter(f"'{text}': write a folder, or hf://organisation/name")
-        return text
-    folder = Path(text).expanduser().resolve()
-    if not folder.is_dir():
-        hint = f"; for the hub write hf://{text}" if text.count("/") == 1 and not text.startswith((".", "~")) else ""
-        raise typer.BadParameter(f"there is no folder {folder}{hint}")
-    return f"file://{folder}"
-
-
-def model_name(source: str) -> str:
-    """The name that requests use: the last part of the source, in lower case."""
-    last = source.partition("://")[2].rstrip("/").rsplit("/", 1)[-1].lower()
-    return _UNFIT.sub("-", last).strip("-.") or "model"
+    from tandem_api.catalog import Catalog, CatalogModel
+    from tandem_server.config import Settings
 
 
 def catalog_models(
@@ -98,16 +78,14 @@ def serve(
     ] = "overlapped",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a model.")] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="On a terminal, show all log lines and not only warnings.")
+    ] = False,
+    lent: Annotated[bool, typer.Option(hidden=True, help="Serve for the process that started this one.")] = False,
 ) -> None:
     """Serve models over OpenAI- and Ollama-compatible HTTP on this machine."""
-    import uvloop
-
     from tandem_api.catalog import ALL_PODS, Catalog
-    from tandem_cli.screen import Screen
-    from tandem_server import logs
-    from tandem_server.config import Settings, SettingsError
-    from tandem_server.devices import DeviceError
-    from tandem_server.serve import run_pod
+    from tandem_server.config import Settings
 
     entries = catalog_models(model, name or [], slots, context, scheduling)
     catalog = Catalog(models=entries, preload={ALL_PODS: [entry.name for entry in entries]}).with_revision()
@@ -124,13 +102,38 @@ def serve(
             "drain_seconds": 30.0,
         }
     )
-    logs.configure(log_format)
-    if device is None:
-        logging.getLogger("tandem").info("Computing on the %s; --device says otherwise.", settings.device.value)
+    if device is None and not lent:
+        verdict = "an NVIDIA driver is there" if settings.device.value == "GPU" else "there is no NVIDIA driver"
+        sys.stderr.write(f"Computing on the {settings.device.value}: {verdict}; --device says otherwise.\n")
+    _serve(settings, catalog, verbose, lent)
+
+
+def _serve(settings: "Settings", catalog: "Catalog", verbose: bool, lent: bool) -> None:
+    """Until a signal. Ends the process with status 2 and a sentence when the pod cannot start."""
+    import uvloop
+
+    from tandem_cli.lent import tell_and_follow
+    from tandem_cli.screen import Screen
+    from tandem_cli.terminal import is_quiet, log_above_bars
+    from tandem_server import logs
+    from tandem_server.config import SettingsError
+    from tandem_server.devices import DeviceError
+    from tandem_server.serve import run_pod
+
+    screens: list[Screen] = []
+
+    def shows(line: str) -> bool:
+        return verbose or not is_quiet(line) or any(screen.ending for screen in screens)
+
     try:
-        uvloop.run(run_pod(settings, fixed=catalog, companion=Screen(host).show))
+        with log_above_bars(shows) as console:
+            logs.configure(settings.log_format)
+            screens.append(Screen(settings.host, console))
+            uvloop.run(run_pod(settings, fixed=catalog, companion=tell_and_follow if lent else screens[0].show))
     except (SettingsError, DeviceError) as error:
-        sys.stderr.write(f"tandem: {error}\n")
+        taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        hint = " Choose another by --port; 'tandem ps' tells what is served there." if taken else ""
+        sys.stderr.write(f"tandem serve: {error}{hint}\n")
         raise typer.Exit(2) from error
 
 

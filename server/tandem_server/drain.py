@@ -55,17 +55,17 @@ class Drain:
             await asyncio.wait_for(self._hasten.wait(), settings.linger_seconds)
         manager.set_gate(Gate.CLOSED)
         left = max(0.0, settings.drain_seconds - settings.linger_seconds)
-        if manager.busy:
-            _log.info("Waiting for %d running requests, at most %g s.", manager.busy, left)
+        if manager.busy or pod.answering:
+            _log.info("Waiting for %d requests, at most %g s.", max(manager.busy, pod.answering), left)
         idle = await self._idle(left)
         if idle:
             _log.info("All requests are finished.")
         else:
-            _log.warning("Cutting off %d requests that still run.", manager.busy)
+            _log.warning("Cutting off %d requests that are not finished.", max(manager.busy, pod.answering))
 
     async def _idle(self, seconds: float) -> bool:
         deadline = asyncio.get_running_loop().time() + seconds
-        while self._pod.manager.busy:
+        while self._pod.manager.busy or self._pod.answering:
             if self._hasten.is_set() or asyncio.get_running_loop().time() >= deadline:
                 return False
             with suppress(TimeoutError):

@@ -19,7 +19,7 @@ from tandem_api.load import Load
 from tandem_server.chat.checkpoint import Checkpoint
 from tandem_server.chat.stops import StopStrings
 from tandem_server.engine.wire import Loaded, Sampling, TokenRow
-from tandem_server.metrics import Metrics
+from tandem_server.metrics import Meter, Metrics
 from tandem_server.residency.client import RunnerGone, Stream
 from tandem_server.residency.host import ModelHost
 
@@ -55,10 +55,18 @@ class Ask:
 
 @dataclass
 class Usage:
-    """Counts and times of one generation; times are `time.monotonic` seconds, 0.0 until they happened."""
+    """Counts and times of one generation; times are `time.monotonic` seconds, 0.0 until they happened.
+
+    Attributes:
+        started: when a slot was held; before it the request waited, for a load or for others.
+        sent: when the runner was given the prompt.
+        first: when the first row came from the runner, however late the client takes it.
+        last: when the latest one came.
+    """
 
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
+    sent: float = 0.0
     first: float = 0.0
     last: float = 0.0
     prompt_tokens: int = 0
@@ -126,8 +134,9 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
     if refusal is not None:
         raise refusal
     access = host.admission.enter()
+    meter = metrics.meter(host.entry.name, ask.dialect)
     stream: Stream | None = None
-    outcome = "error"
+    outcome, finish = "error", None
     try:
         # With the checkpoint at hand the prompt is made while others still run; a bad one is told without waiting.
         prompt = await _prompt(host, ask) if host.loaded is not None else None
@@ -138,12 +147,15 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
         limit = check_prompt(host, prompt, room_for(loaded, ask), ask.max_tokens)
         usage.prompt, usage.prompt_tokens = prompt, len(prompt)
         stream = _start(host, ask, prompt, limit, checkpoint, access.leave)
-        async with aclosing(_pieces(host, ask, stream, checkpoint, usage)) as pieces:
+        usage.sent = time.monotonic()
+        async with aclosing(_pieces(ask, stream, checkpoint, usage, meter)) as pieces:
             async for piece in pieces:
+                finish = piece.finish
+                if finish is not None:
+                    outcome = "ok"
                 yield piece
-        outcome = "ok"
     except (GeneratorExit, asyncio.CancelledError):
-        outcome = "cancelled"
+        outcome = outcome if outcome == "ok" else "cancelled"
         raise
     except ApiError as error:
         outcome = error.refused or "error"
@@ -153,7 +165,7 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
             access.leave()
         else:
             stream.abort()
-        metrics.generated(host.entry.name, ask.dialect, outcome, usage)
+        meter.ended(outcome, finish, usage)
 
 
 async def _prompt(host: ModelHost, ask: Ask) -> list[int]:
@@ -189,30 +201,29 @@ def gone(error: RunnerGone) -> ApiError:
     return ApiError(500, str(error), code="runner_died")
 
 
-async def _rows(stream: Stream) -> AsyncIterator[TokenRow]:
+async def _rows(stream: Stream) -> AsyncIterator[tuple[float, TokenRow]]:
     try:
-        async for row in stream.rows():
+        async for at, row in stream.rows():
             if row.finish == "error":
                 raise ApiError(500, f"the model failed on this request: {row.error}", code="engine_error")
             if row.finish == "abort":
                 raise ApiError(503, "the request was aborted", code="aborted")
-            yield row
+            yield at, row
     except RunnerGone as error:
         raise gone(error) from error
 
 
 async def _pieces(
-    host: ModelHost, ask: Ask, stream: Stream, checkpoint: Checkpoint, usage: Usage
+    ask: Ask, stream: Stream, checkpoint: Checkpoint, usage: Usage, meter: Meter
 ) -> AsyncGenerator[Delta, None]:
     detokenizer = checkpoint.tokenizer.detokenizer()
     stops = StopStrings(ask.stop)
     pending: list[int] = []
     logprobs: list[Logprob] = []
     async with aclosing(_rows(stream)) as rows:  # type: ignore[type-var]
-        async for row in rows:
-            now = time.monotonic()
-            usage.first = usage.first or now
-            usage.last = now
+        async for at, row in rows:
+            before, counted = usage.last, usage.completion_tokens
+            usage.first, usage.last = usage.first or at, at
             text = ""
             for index, token in enumerate(row.tokens):
                 text += stops.push(detokenizer.push([token]))
@@ -223,6 +234,7 @@ async def _pieces(
                     logprobs.append(row.logprobs[index])
                 if stops.found is not None:
                     break
+            meter.tokens(usage, before, usage.completion_tokens - counted)
             finish = row.finish
             if stops.found is not None:
                 finish = "stop"

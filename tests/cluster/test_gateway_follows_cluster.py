@@ -27,7 +27,7 @@ from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.core_v1 import Namespace, Pod, ServiceAccount, ServiceAccountToken
 from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding
 
-from tandem_api.crd import model_crd
+from tandem_api.crd import KINDS, crd_of
 from tandem_api.keys import pool_key
 from tandem_devcluster.cluster import Cluster
 
@@ -131,7 +131,8 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) 
 async def api(control_plane: Cluster) -> AsyncIterator[Api]:
     client = AsyncClient(config=KubeConfig.from_file(str(control_plane.kubeconfig)))
     made = Api(client, f"gateway-{uuid.uuid4().hex[:8]}")
-    crd = await made.apply(CustomResourceDefinition, model_crd())
+    (models,) = [kind for kind in KINDS if kind.plural == "models"]
+    crd = await made.apply(CustomResourceDefinition, crd_of(models))
     await client.wait(CustomResourceDefinition, crd.metadata.name, for_conditions=["Established"])
     await made.apply(Namespace, {"metadata": {"name": made.space}})
 

@@ -38,6 +38,8 @@ class Checkpoint:
     input_limit: int | None = None
     """Embedding models: tokens of one input, where the checkpoint sets fewer than its positions."""
     weight_file_bytes: int = 0
+    stamp: tuple[tuple[str, int, int], ...] = ()
+    """Name, bytes and time of change (nanoseconds) of each file that it was read from."""
 
     @property
     def family(self) -> str:
@@ -45,10 +47,18 @@ class Checkpoint:
         return str(self.config.get("model_type", ""))
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the folder. Raises CheckpointError naming the file and what is wrong with it."""
+def read_checkpoint(folder: Path, known: Checkpoint | None = None) -> Checkpoint:
+    """Reads the folder. Raises CheckpointError naming the file and what is wrong with it.
+
+    Args:
+        known: what was read before; given back where no file changed. Reading a large tokenizer holds the
+            interpreter's lock for a third of a second, which no other model shall feel at each restart of a runner.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
+    stamp = _stamp(folder)
+    if known is not None and (known.folder, known.stamp) == (folder, stamp):
+        return known
     config = _read_json(folder / "config.json", required=True)
     settings = _read_json(folder / "tokenizer_config.json")
     generation = _read_json(folder / "generation_config.json")
@@ -74,8 +84,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         begin_token=tokenizer.token_id(_token_text(settings, "bos_token")),
         sampling=_proposed_sampling(generation),
         input_limit=limit if isinstance(limit, int) and limit > 0 else None,
-        weight_file_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        weight_file_bytes=sum(size for name, size, _ in stamp if name.endswith(".safetensors")),
+        stamp=stamp,
     )
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    read = (file for file in folder.iterdir() if file.suffix in (".json", ".jinja", ".safetensors"))
+    try:
+        return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in read))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -6,23 +6,21 @@ cause), or when its parent is gone.
 """
 
 import logging
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 
+from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
 from tandem_server.engine.native.config import DECODERS, architecture_of, read_json
 from tandem_server.engine.native.encoder import load_encoder
 from tandem_server.engine.native.engine import load_generator
 from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, ToRunner, decode_to_runner, encode
 
-PARENT_PIPE = "TANDEM_PARENT_PIPE"
-"""Names the descriptor of a pipe whose other end the parent holds: end of file means that the parent is gone."""
+PARENT_PIPE = lifeline.PARENT_PIPE
 LAST_WORDS_SECONDS = 2.0
 PROGRESS_SECONDS = 0.1
 
@@ -63,7 +61,7 @@ class SocketLink:
 def main(spec: RunnerSpec) -> None:
     """Runs a model until told to stop. Exits the process with status 1 after a fault that ends the runner."""
     _set_up_log(spec.model)
-    _end_with_parent()
+    lifeline.hold()
     link = SocketLink(spec.address)
     try:
         run(spec, link)
@@ -150,21 +148,3 @@ def _set_up_log(model: str) -> None:
     log.setLevel(logging.INFO)
     if not logging.getLogger().handlers:
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-
-
-def _end_with_parent() -> None:
-    """Ends this process at once when the pipe named by `TANDEM_PARENT_PIPE` closes."""
-    descriptor = os.environ.get(PARENT_PIPE)
-    if descriptor is None:
-        return
-    threading.Thread(target=_watch_parent, args=(int(descriptor),), name="parent watch", daemon=True).start()
-
-
-def _watch_parent(descriptor: int) -> None:
-    try:
-        while os.read(descriptor, 64):
-            pass
-    except OSError as error:
-        log.warning("the pipe to the parent cannot be read: %s", error)
-    log.warning("the parent process is gone: ending")
-    os._exit(1)

@@ -134,6 +134,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     busy: int
     device_idle_share: float
     """Share of the last second's busy time in which the device waited for the host."""
+    cache_used: float | None = None
+    """Share of the context memory that holds tokens, 0 to 1; None: all that a slot has counts as used with it."""
 
 
 class Died(msgspec.Struct, frozen=True, tag="died"):

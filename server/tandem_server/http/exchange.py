@@ -22,11 +22,14 @@ T = TypeVar("T", bound=BaseModel)
 Headers = Callable[[], Mapping[str, str]]
 BODY_SECONDS = 120.0
 """For a request's body to arrive."""
+GONE = 499
+"""Counted for a client that went away before its answer began; nobody is there to be sent it."""
 encode_json = msgspec.json.Encoder().encode
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """The body as a JSON object. Raises ApiError 400 (malformed), 408 (too slow) or 413 (over `limit` bytes)."""
+    """The body as a JSON object. Raises ApiError 400 (malformed), 408 (too slow) or 413 (over `limit` bytes);
+    499 when the client went away."""
     too_large = ApiError(413, f"the request body is larger than {limit} bytes", code="request_too_large")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -40,6 +43,8 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"the request body did not arrive within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(GONE, "the client went away while it sent its request") from None
     return parse_object(bytes(body))
 
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tandem_api.dialects import ApiError, answer, dialect_of
 from tandem_api.keys import bearer_matches
 from tandem_server.generation import model_headers
+from tandem_server.http.exchange import GONE
 from tandem_server.pod import Pod
 
 _log = logging.getLogger(__name__)
@@ -45,8 +46,12 @@ class KeyFile:
             self._key, self._stamp = key, stamp
 
 
+CLIENTS = ("/v1/", "/api/")
+"""Where paths of the clients' APIs begin."""
+
+
 class Guard:
-    """Asks for the key, if there is one, and closes connections after each answer while the pod drains."""
+    """Asks for the key, if there is one, and counts answers; closes connections after each while the pod drains."""
 
     def __init__(self, app: ASGIApp, pod: Pod, key: KeyFile | None) -> None:
         self._app = app
@@ -58,6 +63,25 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not scope["path"].startswith(CLIENTS):
+            await self._guarded(scope, receive, send)
+            return
+        status = GONE
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self._pod.answering += 1
+        try:
+            await self._guarded(scope, receive, counted)
+        finally:
+            self._pod.answering -= 1
+            self._pod.metrics.answered(dialect_of(scope["path"]).value, status)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._key is not None:
             header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
             if not self._key.matches(header):

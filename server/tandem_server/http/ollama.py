@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from tandem_api.dialects import ApiError, Dialect
+from tandem_api.dialects import Dialect
 from tandem_server.chat.checkpoint import Checkpoint, check_tokens
 from tandem_server.chat.prompt import chat_prompt, fitting_chat_prompt
 from tandem_server.embedding import EmbedAsk, embed
@@ -67,16 +67,27 @@ def _answer(pod: Pod, host: ModelHost, body: Generating, ask: Ask, shape: Shape)
 
 
 async def _loaded(host: ModelHost) -> None:
-    """Returns once the model is loaded. Raises ApiError when it cannot be, or not within the queue's bound."""
+    """Returns once the model is loaded. Raises ApiError when it cannot be, or not within the queue's bounds.
+
+    Who waits for a load stands in the same line as all others, so that their number is bounded too.
+    """
     host.want()
-    deadline = time.monotonic() + host.entry.queue.timeout_seconds
-    while host.loaded is None:
-        refusal = host.refusal()
-        if refusal is not None:
-            raise refusal
-        if time.monotonic() > deadline:
-            raise ApiError(503, f"model '{host.entry.name}' is still loading", code="loading", retry_after=10)
-        await asyncio.sleep(_POLL_SECONDS)
+    refusal = host.refusal()
+    if refusal is not None:
+        raise refusal
+    if host.loaded is not None:
+        return
+    access = host.admission.enter()
+    granted = asyncio.ensure_future(access.granted())
+    try:
+        while host.loaded is None and not granted.done():
+            await asyncio.wait({granted}, timeout=_POLL_SECONDS)
+        if granted.done():
+            granted.result()
+    finally:
+        granted.cancel()
+        access.leave()
+        await asyncio.gather(granted, return_exceptions=True)
 
 
 def _load_only(host: ModelHost, body: Generating, shape: Shape) -> Response:

@@ -75,9 +75,9 @@ class Shape:
             value["context"] = usage.prompt + usage.tokens
         value |= {
             "total_duration": _nanoseconds(usage.arrived, time.monotonic()),
-            "load_duration": _nanoseconds(usage.arrived, usage.started),
+            "load_duration": _nanoseconds(usage.arrived, usage.sent),
             "prompt_eval_count": usage.prompt_tokens,
-            "prompt_eval_duration": _nanoseconds(usage.started, usage.first),
+            "prompt_eval_duration": _nanoseconds(usage.sent, usage.first),
             "eval_count": usage.completion_tokens,
             "eval_duration": _nanoseconds(usage.first, usage.last),
         }

@@ -105,6 +105,7 @@ def _shown(host: ModelHost) -> dict[str, Any]:
         "model_info": info,
         "capabilities": ["embedding"] if loaded and loaded.task == "Embed" else ["completion"],
         "tandem": {
+            "source": host.entry.source,
             "state": host.state.value,
             "context_length": told.context if told else None,
             "context_reason": told.context_reason if told else "",

@@ -36,20 +36,23 @@ class Stream:
         """Whether an abort must be confirmed within a bound: an embedding may finish its whole batch first."""
         self._client = client
         self._on_end = on_end
-        self._rows: asyncio.Queue[wire.TokenRow | wire.Embedded | RunnerGone] = asyncio.Queue()
+        self._rows: asyncio.Queue[tuple[float, wire.TokenRow | wire.Embedded | RunnerGone]] = asyncio.Queue()
 
-    async def rows(self) -> AsyncIterator[wire.TokenRow]:
-        """Rows as they come. Raises RunnerGone."""
+    async def rows(self) -> AsyncIterator[tuple[float, wire.TokenRow]]:
+        """Rows, each with when it came: a client that reads slowly must not lengthen what is measured.
+
+        Raises RunnerGone.
+        """
         while True:
-            row = await self._next()
+            at, row = await self._next()
             assert isinstance(row, wire.TokenRow)
-            yield row
+            yield at, row
             if row.finish is not None:
                 return
 
     async def embedded(self) -> wire.Embedded:
         """The answer to `Embed`. Raises RunnerGone."""
-        answer = await self._next()
+        _, answer = await self._next()
         assert isinstance(answer, wire.Embedded)
         return answer
 
@@ -59,15 +62,15 @@ class Stream:
             self.aborted_at = time.monotonic()
             self._client.send(wire.Abort(self.number))
 
-    async def _next(self) -> wire.TokenRow | wire.Embedded:
-        item = await self._rows.get()
+    async def _next(self) -> tuple[float, wire.TokenRow | wire.Embedded]:
+        at, item = await self._rows.get()
         if isinstance(item, RunnerGone):
             raise item
-        return item
+        return at, item
 
     def push(self, item: wire.TokenRow | wire.Embedded | RunnerGone, last: bool) -> None:
         """From the client only."""
-        self._rows.put_nowait(item)
+        self._rows.put_nowait((time.monotonic(), item))
         if last and not self.ended:
             self.ended = True
             self._on_end()
@@ -84,6 +87,8 @@ class WireClient:
     def __init__(self, address: str, on_message: Callable[[wire.FromRunner], None]) -> None:
         self.heard_at = time.monotonic()
         self.streams: dict[int, Stream] = {}
+        self.served = asyncio.Event()
+        """Set once a request ended as it should."""
         self._on_message = on_message
         self._context = zmq.asyncio.Context.instance()
         self._socket = self._context.socket(zmq.DEALER)
@@ -174,4 +179,6 @@ class WireClient:
             return
         if last:
             del self.streams[number]
+        if last and item.error is None and getattr(item, "finish", "stop") != "abort":
+            self.served.set()
         stream.push(item, last)

@@ -24,15 +24,12 @@ from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
+from tandem_server.residency.record import Record, backoff
 from tandem_server.residency.runner import LoadFailed, Runner, start_runner
 from tandem_server.residency.source import SourceError, resolve
+from tandem_server.residency.threads import in_thread
 
 _log = logging.getLogger(__name__)
-FAILED_AFTER = 3
-"""Failures in a row after which those who wait are told instead of held; trying goes on."""
-HEALTHY_SECONDS = 30.0
-"""A runner that lived this long starts the count of failures anew."""
-BACKOFF_MAX = 60.0
 
 
 def not_here(name: str) -> ApiError:
@@ -46,21 +43,17 @@ def needs_reload(old: CatalogModel, new: CatalogModel) -> bool:
     return old.model_dump(exclude=kept) != new.model_dump(exclude=kept)
 
 
-def backoff(first: float, failures: int) -> float:
-    """Seconds before the next try after so many failures in a row (at least one)."""
-    return float(min(BACKOFF_MAX, first * 2 ** min(failures - 1, 16)))
-
-
 async def _first(
-    future: asyncio.Future[str], other: Coroutine[object, object, object], seconds: float | None = None
+    future: asyncio.Future[str], *others: Coroutine[object, object, object], seconds: float | None = None
 ) -> None:
-    """Returns when either is done; `future` is left alone, `other` is ended."""
-    task = asyncio.ensure_future(other)
+    """Returns when any is done; `future` is left alone, `others` are ended."""
+    tasks = [asyncio.ensure_future(other) for other in others]
     try:
-        waited: list[asyncio.Future[Any]] = [future, task]
+        waited: list[asyncio.Future[Any]] = [future, *tasks]
         await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        task.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.RunnerSpec:
@@ -92,6 +85,7 @@ class ModelHost:
         launcher: Launcher,
         admission: Admission,
         on_change: Callable[[], None] = lambda: None,
+        on_load: Callable[[bool, float, int], None] = lambda worked, seconds, size: None,
     ) -> None:
         self.entry = entry
         self.admission = admission
@@ -111,7 +105,8 @@ class ModelHost:
         self._settings = settings
         self._launcher = launcher
         self._on_change = on_change
-        self._failures = 0
+        self._on_load = on_load
+        self._record = Record()
         self._wanted = asyncio.Event()
         self._reload = asyncio.Event()
         self._task = asyncio.create_task(self._live(), name=f"model {entry.name}")
@@ -122,7 +117,7 @@ class ModelHost:
 
     def refusal(self) -> ApiError | None:
         """The error that a request gets at once because the model cannot be loaded; None while there is hope."""
-        if self.state is not ModelState.FAILED:
+        if self.state is not ModelState.FAILED or self.loaded is not None:
             return None
         wait = max(1.0, (self.retry_at or 0.0) - time.monotonic())
         return ApiError(
@@ -140,6 +135,7 @@ class ModelHost:
         self.admission.line.timeout = float(entry.queue.timeout_seconds)
         if reload:
             _log.info("The settings of model %s changed; it is loaded again once its running requests end.", entry.name)
+            self._record.forget()
             self.last_error, self.error_reason = None, ""
             self._reload.set()
 
@@ -155,7 +151,7 @@ class ModelHost:
         self._enter(ModelState.UNLOADED)
 
     def _enter(self, state: ModelState) -> None:
-        self.state = state
+        self.state = ModelState.FAILED if self._record.condemned and state is not ModelState.UNLOADED else state
         if state is not ModelState.LOADING:
             self.progress = None
         self._on_change()
@@ -171,15 +167,24 @@ class ModelHost:
                 lasting = isinstance(error, CheckpointError) or (isinstance(error, SourceError) and error.lasting)
                 # Memory may come back, but those who wait learn now that it is short.
                 lasting = lasting or self.error_reason == DoesNotFit.reason
-                await self._failed(str(error), tell_waiting=lasting)
+                self._record.load_failed(lasting)
+                self._on_load(False, 0.0, 0)
+                await self._failed(str(error))
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, the model goes on trying
+                _log.exception("The load of model %s met a fault in the server.", self.entry.name)
+                self._record.load_failed(lasting=False)
+                self._on_load(False, 0.0, 0)
+                await self._failed(f"the load met a fault in the server: {type(error).__name__}: {error}")
                 continue
             began = time.monotonic()
+            runner = self.runner
             cause = await self._serve()
-            if cause is not None:
-                self._failures = 0 if time.monotonic() - began > HEALTHY_SECONDS else self._failures
+            if cause is not None and runner is not None:
+                self._record.died(runner.client.served.is_set(), time.monotonic() - began)
                 self.restarts += 1
                 self.error_reason = ""
-                await self._failed(cause, tell_waiting=False)
+                await self._failed(cause)
 
     async def _load(self) -> None:
         began = time.monotonic()
@@ -194,7 +199,7 @@ class ModelHost:
             self._launcher, spec, self._settings, note.told_by_runner, lambda: self.admission.resize(0)
         )
         try:
-            self.checkpoint = await asyncio.to_thread(read_checkpoint, folder)
+            self.checkpoint = await in_thread(read_checkpoint, folder, self.checkpoint)
             self.loaded = self.last_loaded = await self.runner.loaded()
         except BaseException:
             runner, self.runner = self.runner, None
@@ -203,15 +208,22 @@ class ModelHost:
             raise
         self.loads += 1
         self.load_seconds = time.monotonic() - began
-        self.last_error, self.error_reason = None, ""
+        self._on_load(True, self.load_seconds, self.loaded.weight_bytes)
+        self._record.loaded()
         self._tell_loaded(self.loaded)
-        self._enter(ModelState.LOADED)
+        self._well()
         self.admission.resize(self.loaded.slots)
 
     async def _serve(self) -> str | None:
         """Until the runner dies (its cause) or is to be replaced (None)."""
         assert self.runner is not None
         runner = self.runner
+        probation = self._record.probation
+        if probation is not None:
+            await _first(runner.ended, self._reload.wait(), runner.client.served.wait(), seconds=probation)
+            if not runner.ended.done() and not self._reload.is_set():
+                self._record.absolve(runner.client.served.is_set())
+                self._well()
         await _first(runner.ended, self._reload.wait())
         self.admission.resize(0)
         if not runner.ended.done():
@@ -224,20 +236,23 @@ class ModelHost:
         self._enter(ModelState.LOADING)
         return runner.ended.result() if died else None
 
-    async def _failed(self, cause: str, tell_waiting: bool) -> None:
-        self._failures += 1
+    def _well(self) -> None:
+        """It is loaded: told so, unless its runners died so often that it must serve first."""
+        if not self._record.condemned:
+            self.last_error, self.error_reason = None, ""
+        self._enter(ModelState.LOADED)
+
+    async def _failed(self, cause: str) -> None:
         self.last_error = cause
-        wait = backoff(self._settings.backoff_seconds, self._failures)
+        wait = backoff(self._settings.backoff_seconds, self._record.failures)
         self.retry_at = time.monotonic() + wait
         sentence = cause[:1].upper() + cause[1:]
         _log.error("Model %s does not serve: %s. Trying again in %.1f s.", self.entry.name, sentence.rstrip("."), wait)
-        if tell_waiting or self._failures >= FAILED_AFTER:
-            self._enter(ModelState.FAILED)
-            refusal = self.refusal()
-            if refusal is not None:
-                self.admission.hand_back(refusal)
-        else:
-            self._on_change()
+        self.progress = None
+        self._enter(ModelState.LOADING)
+        refusal = self.refusal()
+        if refusal is not None:
+            self.admission.hand_back(refusal)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._reload.wait(), wait)
         self.retry_at = None

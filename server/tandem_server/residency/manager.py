@@ -6,6 +6,7 @@ The only one that makes and ends `ModelHost`s. Told of a new catalog by the watc
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from tandem_api.catalog import Catalog
 from tandem_api.dialects import ApiError
@@ -30,17 +31,23 @@ class Manager:
 
     Args:
         on_refused: told of (model, reason) of each refusal, for metrics.
+        on_load: told of (model, whether it worked, seconds, bytes of weights) of each load, for metrics.
     """
 
     def __init__(
-        self, settings: Settings, on_refused: Callable[[str, Refusal], None] = lambda model, reason: None
+        self,
+        settings: Settings,
+        on_refused: Callable[[str, Refusal], None] = lambda model, reason: None,
+        on_load: Callable[[str, bool, float, int], None] = lambda model, worked, seconds, size: None,
     ) -> None:
         self.settings = settings
         self.catalog: Catalog | None = None
         self.hosts: dict[str, ModelHost] = {}
         self.loaded_once: set[str] = set()
-        self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format)
+        beat = min(1.0, settings.heartbeat_seconds / 8)
+        self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format, beat)
         self._on_refused = on_refused
+        self._on_load = on_load
         self._bound = PodBound(settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
         self._leaving: set[ModelHost] = set()
@@ -133,7 +140,7 @@ class Manager:
             if host is not None and host.state is ModelState.LOADED:
                 self.loaded_once.add(name)
 
-        return ModelHost(entry, self.settings, self.launcher, admission, changed)
+        return ModelHost(entry, self.settings, self.launcher, admission, changed, partial(self._on_load, name))
 
     def _remove(self, host: ModelHost) -> None:
         self._leaving.add(host)

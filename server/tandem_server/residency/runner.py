@@ -10,16 +10,22 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tandem_server.config import Settings
 from tandem_server.engine import wire
+from tandem_server.processes import Memory
 from tandem_server.residency.client import WireClient
 from tandem_server.residency.process import Launcher, RunnerProcess
+from tandem_server.residency.threads import in_thread
+from tandem_server.residency.watchdog import Look, Watchdog
 
 _log = logging.getLogger(__name__)
-WATCH_SECONDS = 1.0
+WEIGH_SECONDS = 10.0
 
 
 class LoadFailed(Exception):
@@ -46,6 +52,8 @@ class Runner:
         self.model = model
         self.pid = process.pid
         self.stats: wire.Stats | None = None
+        self.memory: Memory | None = None
+        """Measured every `WEIGH_SECONDS`."""
         self.ended: asyncio.Future[str] = loop.create_future()
         self._loaded: asyncio.Future[wire.Loaded] = loop.create_future()
         self._process = process
@@ -54,15 +62,16 @@ class Runner:
         self._on_progress = on_progress
         self._on_exit = on_exit
         self._last_words: wire.Died | None = None
-        self._busy_since: float | None = None
+        self._busy_since = 0.0
         self._end_task: asyncio.Task[None] | None = None
-        self._watch_task = asyncio.create_task(self._watch())
+        self._tasks: list[asyncio.Task[None]] = []
         self.client: WireClient
 
     def attach(self, client: WireClient) -> None:
         """Completes the construction: the wire exists before the process does."""
         self.client = client
         self._process.watch(self._exited)
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._weigh())]
 
     async def loaded(self) -> wire.Loaded:
         """The runner's own words once the model is resident. Raises LoadFailed; bounded by the load's stall time."""
@@ -102,10 +111,30 @@ class Runner:
             _log.warning(
                 "The runner of model %s did not end within %g s; it is killed.", self.model, self._settings.stop_seconds
             )
-            self._process.signal(signal.SIGKILL)
-            await self.ended
+            await self._kill()
+
+    async def _kill(self) -> None:
+        """SIGKILL to the group. A process that not even that ends (the kernel holds it) is given up, and told."""
+        self._process.signal(signal.SIGKILL)
+        done, _ = await asyncio.wait({self.ended}, timeout=self._settings.kill_seconds)
+        if done:
+            return
+        state = self._process.state()
+        _log.error(
+            "The runner of model %s (process %d, state %s) cannot be killed, as when a driver hangs; it is left behind "
+            "with the memory that it holds. Restart the pod, and look at the node's kernel log.",
+            self.model,
+            self.pid,
+            state or "unknown",
+        )
+        self._on_exit()
+        await self._settle(f"cannot be killed (state {state or 'unknown'}), as when a driver hangs")
 
     def _exited(self) -> None:
+        self._end_watch()
+        if self.ended.done():  # it had been given up, and another runner may serve by now
+            self._process.reap()
+            return
         # Before the requests end: the slots that they free must not let others start on a dead runner.
         self._on_exit()
         self._end_task = asyncio.create_task(self._end())
@@ -115,37 +144,69 @@ class Runner:
         cause = self._process.reap()
         if self._last_words:
             cause = f"ended: {self._last_words.cause}"
-        sentence = f"the runner of model {self.model} (process {self.pid}) {cause}"
-        self.client.fail_all(sentence)
-        self._watch_task.cancel()
+        sentence = self._sentence(cause)
+        self.client.fail_all(sentence)  # before the descendants are gone: nobody shall wait for those
+        left = await self._process.end_kin()
+        if left:
+            _log.error("Processes %s of the runner of model %s do not end when killed.", left, self.model)
+        await self._settle(cause)
+
+    async def _settle(self, cause: str) -> None:
+        """The one place at which a runner becomes one that has ended."""
+        if self.ended.done():
+            return
+        self.client.fail_all(self._sentence(cause))
+        self._end_watch()
         await self.client.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        self.ended.set_result(sentence)
+        if not self.ended.done():
+            self.ended.set_result(self._sentence(cause))
+
+    def _sentence(self, cause: str) -> str:
+        return f"the runner of model {self.model} (process {self.pid}) {cause}"
 
     async def _watch(self) -> None:
-        """Ends a runner that stopped answering: requests that hang are worse than a restart."""
-        interval = min(WATCH_SECONDS, self._settings.stall_seconds / 4, self._settings.abort_seconds / 4)
+        """Ends a runner that hangs: requests that hang are worse than a restart."""
+        watchdog = Watchdog(self._settings)
         while True:
-            await asyncio.sleep(interval)
-            because = self._hung(time.monotonic())
-            if because:
+            await asyncio.sleep(watchdog.interval)
+            look = self._look(time.monotonic())
+            if watchdog.asks_for_cpu(look):
+                look = replace(look, cpu_seconds=await in_thread(self._process.cpu_seconds))
+            because = watchdog.hung(look)
+            if because and not self.ended.done():
                 _log.error("The runner of model %s %s.", self.model, because)
                 self._process.will_end(because)
-                self._process.signal(signal.SIGKILL)
+                await self._kill()
                 return
 
-    def _hung(self, now: float) -> str | None:
-        streams = self.client.streams.values() if hasattr(self, "client") else ()
+    async def _weigh(self) -> None:
+        """Keeps `memory` fresh; apart from the watch, since the kernel may take its time over a large process."""
+        while True:
+            self.memory = await in_thread(self._process.memory) or self.memory
+            if self._loaded.done():
+                await asyncio.sleep(WEIGH_SECONDS)
+            else:
+                await asyncio.wait({self._loaded}, timeout=WEIGH_SECONDS)
+
+    def _end_watch(self) -> None:
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def _look(self, now: float) -> Look:
+        streams = self.client.streams.values()
         aborted = [each.aborted_at for each in streams if each.aborted_at is not None and each.ends_promptly]
-        if aborted and now - min(aborted) > self._settings.abort_seconds:
-            return f"did not end an aborted request within {self._settings.abort_seconds:g} s and was killed"
         if not streams:
-            self._busy_since = None
-            return None
-        self._busy_since = self._busy_since or now
-        if now - max(self._busy_since, self.client.heard_at) > self._settings.stall_seconds:
-            return f"made no step for {self._settings.stall_seconds:g} s while requests ran and was killed"
-        return None
+            self._busy_since = now
+        return Look(
+            now=now,
+            beaten=self._process.beaten(),
+            state=self._process.state(),
+            running=len(streams),
+            quiet_since=max(self._busy_since, self.client.heard_at),
+            oldest_abort=min(aborted, default=None),
+        )
 
 
 async def start_runner(
@@ -172,7 +233,7 @@ async def start_runner(
 
     client = WireClient(address, heard)
     try:
-        process = await launcher.start(_addressed(spec, address))
+        process = await launcher.start(msgspec.structs.replace(spec, address=address))
     except BaseException:
         await client.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -183,9 +244,3 @@ async def start_runner(
     for message in early:
         runner.heard(message)
     return runner
-
-
-def _addressed(spec: wire.RunnerSpec, address: str) -> wire.RunnerSpec:
-    from msgspec.structs import replace
-
-    return replace(spec, address=address)

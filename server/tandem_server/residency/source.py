@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tandem_api.report import Progress
 from tandem_server.config import Settings
+from tandem_server.residency.threads import in_thread
 
 _CLAIM_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -43,15 +44,16 @@ async def resolve(
     if scheme == "hf":
         if not _HUB_NAME.match(rest):
             raise SourceError(f"source '{source}' is not of the form hf://organisation/name")
-        token = read_token(settings.credentials, model)
+        token = await in_thread(read_token, settings.credentials, model)
         return await _download(rest, revision, settings, on_progress, token)
     if scheme == "pvc":
         claim, _, below = rest.partition("/")
         if not _CLAIM_NAME.match(claim):
             raise SourceError(f"source '{source}' names no claim; write pvc://claim/folder")
-        return _inside(settings.claims_folder / claim, below, source, f"the claim '{claim}' is not mounted in this pod")
+        missing = f"the claim '{claim}' is not mounted in this pod"
+        return await in_thread(_inside, settings.claims_folder / claim, below, source, missing)
     if scheme == "file":
-        return _file(rest, source, settings.file_roots)
+        return await in_thread(_file, rest, source, settings.file_roots)
     raise SourceError(f"source '{source}': the scheme {scheme}:// is not supported; use hf://, pvc:// or file://")
 
 

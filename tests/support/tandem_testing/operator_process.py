@@ -76,6 +76,7 @@ class Proxy:
 
     async def start(self) -> None:
         """Listens on loopback; after `stop` on the same port again."""
+        self._stopping = False
         self.answering.set()
         trust = self.kube.trust if self.as_caller else self.kube.admin
         self._session = aiohttp.ClientSession(
@@ -84,15 +85,20 @@ class Proxy:
         self._watches: set[aiohttp.ClientResponse] = set()
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{path:.*}", self._pass)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stops to listen, ending every watch; what was held is let go."""
+        """Stops to listen, ending every watch; what was held is refused, and what is under way comes to its end.
+
+        A connection that is cut off while it is being made would outlive a test's event loop.
+        """
+        self._stopping = True
         self.cut_watches()
         self.hold = nothing
+        self.answering.set()
         await self._runner.cleanup()
         await self._session.close()
 
@@ -103,6 +109,8 @@ class Proxy:
         url = URL(f"{self.kube.server}{request.path}").with_query(request.query)
         while self.hold(request):  # noqa: ASYNC110 - the test may exchange the predicate at any time
             await asyncio.sleep(0.02)
+        if self._stopping:
+            raise web.HTTPServiceUnavailable
         watch = is_watch(request)
         before = await self._revision(url, kept) if self.compare and request.method == "PATCH" else ""
         async with self._session.request(
@@ -129,6 +137,8 @@ class Proxy:
 
     async def _stream(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
         self._watches.add(answer)
+        if self._stopping:
+            _cut(answer)
         try:
             async for part in answer.content.iter_any():
                 self.expired += part.count(b'"code":410')
@@ -147,10 +157,7 @@ class Proxy:
         """Ends every watch; those that are asked for from now on wait until `hold` is set back."""
         self.hold = is_watch
         for answer in self._watches:
-            # Cut off and not closed: the farewell of TLS would take longer than some test's event loop lives.
-            if answer.connection is not None and answer.connection.transport is not None:
-                answer.connection.transport.abort()
-            answer.close()
+            _cut(answer)
 
     def clear(self) -> None:
         """Forgets what was counted."""
@@ -165,6 +172,13 @@ class Proxy:
     def needless(self) -> list[Write]:
         """Writes that the API server took and that changed nothing; known only with `compare`."""
         return [one for one in self.writes if one.code < 300 and not one.changed]
+
+
+def _cut(answer: aiohttp.ClientResponse) -> None:
+    """Ends an answer at once: the farewell of TLS would take longer than some test's event loop lives."""
+    if answer.connection is not None and answer.connection.transport is not None:
+        answer.connection.transport.abort()
+    answer.close()
 
 
 class OperatorProcess:

@@ -1,5 +1,7 @@
 """`tandem serve`: what the command line becomes, and what a person reads."""
 
+import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,8 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 from tandem_api.fields import Scheduling
-from tandem_cli.screen import first_screen
-from tandem_cli.serve import catalog_models, model_name, model_source
+from tandem_cli.names import model_name, model_source
+from tandem_cli.screen import first_screen, url_of
+from tandem_cli.serve import catalog_models
 
 
 @pytest.mark.parametrize(
@@ -46,20 +49,53 @@ def test_the_catalog_of_a_command_line():
         catalog_models(["hf://a/One"], ["x", "y"], None, None, "plain")
 
 
-def host(name, task="Generate", **loaded):
-    values = {"task": task, "slots": 4, "context": 4096, "dtype": "float32", "device": "CPU (2 threads)"}
-    told = SimpleNamespace(**{**values, **loaded}) if loaded is not None else None
-    return SimpleNamespace(entry=SimpleNamespace(name=name), loaded=told, last_error=None)
+def host(name, task="Generate", aliases=(), **loaded):
+    values = {
+        "task": task, "slots": 4, "context": 4096, "dtype": "float32", "device": "CPU (2 threads)",
+        "context_reason": "", "weight_bytes": 15_000_000, "cache_bytes": 63_000_000, "overhead_bytes": 322_000_000,
+    }  # fmt: skip
+    entry = SimpleNamespace(name=name, aliases=list(aliases))
+    return SimpleNamespace(
+        entry=entry, loaded=SimpleNamespace(**{**values, **loaded}), last_error=None, load_seconds=6.5
+    )
 
 
-def test_the_first_screen_names_the_urls_and_a_line_to_try():
+def test_the_first_screen_tells_what_was_given_and_how_to_call_it():
     failed = SimpleNamespace(entry=SimpleNamespace(name="broken"), loaded=None, last_error="no weights")
-    text = first_screen("http://127.0.0.1:11434", [failed, host("coder"), host("vectors", "Embed")])
-    assert "broken: cannot be loaded: no weights" in text
-    assert "coder: chat, 4 requests at once, 4096 tokens each, float32 on CPU (2 threads)" in text
-    assert "vectors: embeddings" in text
-    assert "http://127.0.0.1:11434/v1" in text
-    assert """curl -N http://127.0.0.1:11434/api/chat -d '{"model": "coder",""" in text
+    coder = host("coder", aliases=["Coder"], context=2048, context_reason="4 slots of 4096 tokens need 9 GiB")
+    text = first_screen("http://127.0.0.1:11434", [failed, coder, host("vectors", "Embed")])
+    assert "Tandem serves at http://127.0.0.1:11434\n" in text
+    assert "  broken   cannot be loaded: no weights\n           It is tried again by itself." in text
+    assert "  coder    chat, 4 requests at once with 2048 tokens of context each\n" in text
+    assert "           400 MB, float32 on CPU (2 threads), loaded in 6.5 s\n" in text
+    assert "           less context than asked for: 4 slots of 4096 tokens need 9 GiB\n" in text
+    assert "           also called Coder\n" in text
+    assert "  vectors  embeddings" in text
+
+
+def test_the_first_screen_has_a_line_to_call_for_each_dialect():
+    text = first_screen("http://127.0.0.1:11434", [host("coder")])
+    assert "tandem run coder\n" in text
+    calls = dict(re.findall(r"curl (?:-N )?http://127.0.0.1:11434(\S+) -d '(.*)'", text))
+    assert set(calls) == {"/api/chat", "/v1/chat/completions"}
+    assert json.loads(calls["/v1/chat/completions"])["stream"] is True
+    assert "tandem run coder --url http://127.0.0.1:8000\n" in first_screen("http://127.0.0.1:8000", [host("coder")])
+    vectors = first_screen("http://127.0.0.1:11434", [host("vectors", "Embed")])
+    assert "/api/embed" in vectors
+    assert "/v1/embeddings" in vectors
+
+
+def test_nothing_is_said_to_be_served_when_nothing_is():
+    failed = SimpleNamespace(entry=SimpleNamespace(name="broken"), loaded=None, last_error="no weights")
+    text = first_screen("http://127.0.0.1:1", [failed])
+    assert "No model is loaded at http://127.0.0.1:1" in text
+    assert "curl" not in text
+
+
+def test_addresses_of_all_interfaces_are_told_as_one_can_call_them():
+    assert url_of("0.0.0.0", 80) == "http://127.0.0.1:80"
+    assert url_of("::", 80) == "http://[::1]:80"
+    assert url_of("10.0.0.5", 80) == "http://10.0.0.5:80"
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

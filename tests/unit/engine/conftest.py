@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections import deque
 from pathlib import Path
 
 import pytest
 
-from tandem_server.engine.wire import FromRunner, Stop, ToRunner
+sys.path.insert(0, str(Path(__file__).parent))
+
+from engine_fakes import RecordingLink
 
 SMALL = {
     "vocab_size": 160,
@@ -68,28 +69,6 @@ def make_checkpoint(tmp_path_factory):
         return made[key]
 
     return make
-
-
-class RecordingLink:
-    """A front end that says what it was told to, then `Stop` once every awaited request has ended."""
-
-    def __init__(self, arrivals: list[tuple[int, ToRunner]]) -> None:
-        self._arrivals = deque(arrivals)
-        """(how many times the engine has asked before, message)."""
-        self._asked = 0
-        self.sent: list[FromRunner] = []
-
-    def receive(self, timeout: float | None) -> list[ToRunner]:
-        """What is due by now; when the engine would sleep, what comes next, or `Stop` at the end."""
-        self._asked += 1
-        due = []
-        while self._arrivals and (self._arrivals[0][0] <= self._asked or (timeout is None and not due)):
-            due.append(self._arrivals.popleft()[1])
-        return due or ([Stop()] if timeout is None else [])
-
-    def send(self, message: FromRunner) -> None:
-        """Keeps it."""
-        self.sent.append(message)
 
 
 @pytest.fixture(scope="session")

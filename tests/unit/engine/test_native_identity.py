@@ -2,11 +2,14 @@
 
 import random
 from dataclasses import dataclass, field
+from itertools import product
 
 import msgspec
 import pytest
 import torch
+from engine_fakes import scattered
 
+from tandem_server.engine.native.blocks import Choice, near_home
 from tandem_server.engine.native.engine import NativeEngine, load_generator
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import PackedLinear, TransposedLinear, packing_available, row_invariant_sizes
@@ -61,9 +64,15 @@ def load(folder, slots: int, **settings) -> NativeEngine:
     return load_generator(spec, lambda *_: None)
 
 
-def run(engine: NativeEngine, overlapped: bool, arrivals: list[tuple[int, ToRunner]], link_class) -> dict[int, Answer]:
+def run(
+    engine: NativeEngine,
+    overlapped: bool,
+    arrivals: list[tuple[int, ToRunner]],
+    link_class,
+    choose: Choice = near_home,
+) -> dict[int, Answer]:
     """All answers of one loop over the engine's device side."""
-    scheduler = Scheduler(engine._limits)
+    scheduler = Scheduler(engine._limits, choose_blocks=choose)
     executor = (WorkerExecutor if overlapped else InlineExecutor)(engine._step.compute)
     link = link_class(arrivals)
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
@@ -73,6 +82,8 @@ def run(engine: NativeEngine, overlapped: bool, arrivals: list[tuple[int, ToRunn
         loop.run_plain()
     assert scheduler.idle
     assert scheduler.table.free == engine.loaded.slots
+    assert scheduler.blocks.free == scheduler.blocks.count
+    assert scheduler.blocks.taken == scheduler.blocks.returned
     answers: dict[int, Answer] = {}
     for message in link.sent:
         if isinstance(message, Tokens):
@@ -98,7 +109,8 @@ def test_plain_and_overlapped_give_identical_tokens(slots, make_checkpoint, reco
         arrivals += [(moments[number] + rng.randint(0, 30), Abort(number)) for number in aborted]
         arrivals.sort(key=lambda arrival: arrival[0])
         plain = run(engine, False, arrivals, recording_link)
-        overlapped = run(engine, True, arrivals, recording_link)
+        # One of the two has its blocks all over the pool.
+        overlapped = run(engine, True, arrivals, recording_link, scattered(rng))
         assert len(plain) == len(overlapped) == REQUESTS
         assert {answer.finish for answer in plain.values()} == {"stop", "length", "abort"}
         for number in range(REQUESTS):
@@ -126,6 +138,8 @@ def test_alone_and_in_a_crowd_give_identical_tokens(layout, make_checkpoint, rec
     crowd = run(engine, True, [(0, add) for add in adds], recording_link)
     for add in adds:
         assert run(engine, True, [(0, add)], recording_link)[add.request] == crowd[add.request]
+    fragmented = run(engine, False, [(0, add) for add in adds], recording_link, scattered(rng))
+    assert fragmented == crowd
 
 
 def test_the_seed_decides(make_checkpoint, recording_link):
@@ -167,8 +181,8 @@ def test_a_request_with_nan_fails_alone_and_its_slot_is_clean_after(make_checkpo
     poisoned = [Add(100 + n, prompt, 30, Sampling(temperature=1.0, seed=n)) for n in range(4)]
     arrivals = [(0, poisoned[0]), (0, healthy), *((0, add) for add in poisoned[1:])]
     arrivals += [(0, msgspec.structs.replace(healthy, request=number)) for number in (2, 3, 4)]
-    for overlapped in (False, True):
-        answers = run(engine, overlapped, arrivals, recording_link)
+    for overlapped, choose in product((False, True), (near_home, scattered(random.Random(3)))):
+        answers = run(engine, overlapped, arrivals, recording_link, choose)
         for add in poisoned:
             assert answers[add.request].finish == "error"
             assert "not a number" in (answers[add.request].error or "")

@@ -151,7 +151,7 @@ def test_context_fit():
 @pytest.mark.parametrize(
     ("wish", "available", "said"),
     [
-        (ContextWish(4096, 256, False), 1000 * MIB, "4 slots of 4096 tokens need 18,432 MiB and 744 MiB is free"),
+        (ContextWish(4096, 256, False), 1000 * MIB, "4 slots of 4096 tokens need 16,416 MiB and 744 MiB is free"),
         (ContextWish(4096, 1024, True), 1000 * MIB, "at least 1024 tokens are asked for"),
         (ContextWish(9000, 256, False), 10**12, "the model was made for 4096"),
     ],

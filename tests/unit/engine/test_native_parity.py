@@ -1,11 +1,14 @@
 """The fused decoder computes what transformers computes: logits within 1e-4 in fp32, the same greedy tokens."""
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from engine_fakes import scattered
 from transformers import AutoModelForCausalLM
 
+from tandem_server.engine.native.blocks import BLOCK, BlockPool, near_home
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.decoder import Decoder
@@ -41,10 +44,22 @@ CASES = {
 }
 
 
-def open_decoder(folder: Path, slots: int = 3, context: int = 1000) -> Decoder:
+def open_decoder(folder: Path, slots: int = 3, context: int = 1000, fragmented: bool = False) -> Decoder:
     config = read_decoder_config(folder)
     weights = load_decoder(Checkpoint(folder, lambda *_: None), config, torch.float32, torch.device("cpu"))
-    return Decoder(config, weights, slots, context)
+    decoder = Decoder(config, weights, slots, context)
+    choose = scattered(random.Random(5)) if fragmented else near_home
+    pool = BlockPool(slots * decoder.cache.slot_blocks, choose)
+    for slot in range(slots):
+        count = decoder.cache.slot_blocks
+        decoder.cache.admit(slot, pool.take(slot, count, slot * count))
+    return decoder
+
+
+def decode(decoder: Decoder, tokens: list[int], lengths: list[int]) -> torch.Tensor:
+    """Hidden states of one more token a slot, `lengths` counting it."""
+    positions, places = decoder.cache.locate(lengths)
+    return decoder.decode(torch.tensor(tokens), torch.tensor(positions), torch.tensor(places), lengths)
 
 
 def prefill(decoder: Decoder, slot: int, tokens: list[int], chunk: int) -> torch.Tensor:
@@ -71,8 +86,7 @@ def test_same_logits_and_greedy_tokens_as_transformers(case, make_checkpoint):
     answers: list[list[int]] = [[int(prefill(decoder, slot, p, 64).argmax())] for slot, p in enumerate(prompts)]
     for _ in range(12):
         lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-        positions = torch.tensor(lengths) - 1
-        logits = decoder.head(decoder.decode(torch.tensor([a[-1] for a in answers]), positions, lengths))
+        logits = decoder.head(decode(decoder, [a[-1] for a in answers], lengths))
         for slot, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             wanted = reference(torch.tensor([prompt + answer])).logits[0, -1]
             assert (logits[slot] - wanted).abs().max() <= 1e-4
@@ -98,10 +112,39 @@ def test_slots_beyond_one_span_and_uneven_lengths(make_checkpoint, monkeypatch):
     prompt = [(i * 37) % 150 + 3 for i in range(900)]
     for slot, prompt_length in enumerate((900, 3, 5, 7)):
         prefill(decoder, slot, prompt[:prompt_length], 256)
-    tokens, lengths = torch.tensor([4, 4, 4, 4]), [901, 4, 6, 8]
-    uneven = decoder.decode(tokens, torch.tensor(lengths) - 1, lengths)
+    tokens, lengths = [4, 4, 4, 4], [901, 4, 6, 8]
+    uneven = decode(decoder, tokens, lengths)
     monkeypatch.setattr("tandem_server.engine.native.decoder.UNEVEN", 1000)
-    together = decoder.decode(tokens, torch.tensor(lengths) - 1, lengths)
+    together = decode(decoder, tokens, lengths)
     assert torch.equal(uneven, together)
     wanted = reference(torch.tensor([[*prompt, 4]])).logits[0, -1]
     assert (decoder.head(uneven)[0] - wanted).abs().max() <= 1e-4
+
+
+@torch.inference_mode()
+def test_where_the_blocks_lie_changes_no_bit(make_checkpoint, monkeypatch):
+    """Blocks at home, as a run elsewhere, and scattered over the pool: prefill, decode together, decode one by one."""
+    folder = make_checkpoint("LlamaForCausalLM")
+    home, fragmented = open_decoder(folder, slots=4), open_decoder(folder, slots=4, fragmented=True)
+    moved = open_decoder(folder, slots=4)
+    count = moved.cache.slot_blocks
+    for slot in range(4):
+        moved.cache.admit(slot, range((3 - slot) * count, (4 - slot) * count))
+    assert BLOCK * count == 1024
+    assert not fragmented.cache.at_home([1, 1, 1, 1])
+    assert not moved.cache.at_home([1, 1, 1, 1])
+    prompt = [(i * 37) % 150 + 3 for i in range(900)]
+    for lengths in ([600, 610, 520, 590], [700, 640, 3, 0]):
+        results: list[list[torch.Tensor]] = []
+        busy = sum(n > 0 for n in lengths)
+        for decoder in (home, fragmented, moved):
+            rows = [prefill(decoder, slot, prompt[:n], 256) for slot, n in enumerate(lengths) if n]
+            for step in range(1, 4):
+                rows.append(decode(decoder, [4, 5, 6, 7], [n + step if n else 0 for n in lengths])[:busy])
+            with monkeypatch.context() as patch:
+                patch.setattr("tandem_server.engine.native.decoder.UNEVEN", 0)
+                rows.append(decode(decoder, [4, 5, 6, 7], [n + 4 if n else 0 for n in lengths])[:busy])
+            results.append(rows)
+        for other in results[1:]:
+            for one, same in zip(results[0], other, strict=True):
+                assert torch.equal(one, same)

@@ -16,6 +16,7 @@ import torch
 import zmq
 
 from tandem_server.engine import runner
+from tandem_server.engine.native.step import FAILURES_IN_A_ROW
 from tandem_server.engine.wire import (
     Abort,
     Add,
@@ -250,14 +251,20 @@ def test_a_checkpoint_that_is_not_its_config_is_told_by_tensor(front, make_check
 
 
 def test_a_fault_of_the_engine_is_told(front, make_checkpoint, monkeypatch):
+    """One that stays: after some requests in a row it is the engine that is broken, not the request."""
+
     def fail(*_: object) -> None:
         raise RuntimeError("the device caught fire")
 
     monkeypatch.setattr("tandem_server.engine.native.decoder.Decoder.decode", fail)
-    monkeypatch.setattr("tandem_server.engine.native.engine._warm_up", lambda *_: None)
+    monkeypatch.setattr("tandem_server.engine.native.engine.warm_up", lambda *_: None)
     one = front(make_checkpoint("LlamaForCausalLM"))
     one.until(Loaded, Progress)
-    one.send(Add(1, [3], 5, GREEDY))
+    for request in range(1, FAILURES_IN_A_ROW):
+        one.send(Add(request, [3], 5, GREEDY))
+        last = one.rows(1)[-1]
+        assert last.error == "the decode step failed: RuntimeError: the device caught fire"
+    one.send(Add(FAILURES_IN_A_ROW, [3], 5, GREEDY))
     died = one.until(Died, Tokens, Stats)
     assert isinstance(died, Died)
     assert died.cause == "the engine failed: RuntimeError: the device caught fire"

@@ -8,6 +8,8 @@ import math
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class FakeSpec(msgspec.Struct):
 
     answer: list[int] = []
     """Tokens of every answer, over and over until max_tokens, or until a stop token among them."""
+    echo: bool = False
+    """The answer is the prompt, over and over, instead."""
     slots: int = 4
     context: int = 256
     task: str = "Generate"
@@ -36,6 +40,10 @@ class FakeSpec(msgspec.Struct):
     """A prompt with this token kills the process, as a fault in native code would."""
     deaf_token: int = 5
     """A prompt with this token is never answered, nor is its abort."""
+    wedge_token: int = 6
+    """A prompt with this token leaves the process in a deadlock, its heartbeat alive."""
+    descendants: list[str] = []
+    """Started before the load, their ids in `descendants`; see `start_descendant`."""
     step_seconds: float = 0.001
 
 
@@ -54,7 +62,8 @@ class Running:
             return wire.TokenRow(number, [], "abort")
         if spec.fail_token in self.add.prompt:
             return wire.TokenRow(number, [], "error", "the token was not to its liking")
-        token = spec.answer[self.made % len(spec.answer)]
+        answer = self.add.prompt if spec.echo else spec.answer
+        token = answer[self.made % len(answer)]
         self.made += 1
         if token in self.add.stop_tokens:
             return wire.TokenRow(number, [], "stop")
@@ -66,6 +75,34 @@ class Running:
         return wire.TokenRow(number, [token], finish, None, logprobs)
 
 
+def start_descendant(kind: str, folder: Path) -> None:
+    """A child in a session of its own that takes no SIGTERM; of which kind is in how it could be found.
+
+    `watches`: forked, ends with the inherited pipe. `forked`: holds the pipe and does nothing. `executed`: another
+    program, which has nothing of its parent but the environment.
+    """
+    if kind == "executed":
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        pid = child.pid
+    else:
+        ready, started = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(started, b".")
+            while kind == "forked":
+                signal.pause()
+            os.read(int(os.environ["TANDEM_PARENT_PIPE"]), 1)
+            os._exit(0)
+        os.read(ready, 1)
+    with (folder / "descendants").open("a") as log:
+        log.write(f"{kind} {pid}\n")
+
+
 def vector(ids: list[int], size: int) -> list[float]:
     """A made-up unit vector that depends on every id."""
     raw = [1.0 + sum((place + 1) * number for place, number in enumerate(ids)) % (axis + 7) for axis in range(size)]
@@ -75,12 +112,16 @@ def vector(ids: list[int], size: int) -> list[float]:
 
 def main(spec: wire.RunnerSpec) -> None:
     """What the forked process executes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = Path(spec.path)
     fake = msgspec.json.decode((folder / "fake.json").read_bytes(), type=FakeSpec)
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.connect(spec.address)
+    for kind in fake.descendants:
+        start_descendant(kind, folder)
     socket.send(wire.encode(wire.Progress("reading weights", 1, 2)))
+    while (folder / "slow").exists():
+        threading.Event().wait(0.01)
+        socket.send(wire.encode(wire.Progress("reading weights", 1, 2)))
     if fake.die_at_load:
         socket.send(wire.encode(wire.Died(fake.die_at_load, fake.reason)))
         socket.close(linger=1000)
@@ -142,6 +183,10 @@ def handle(message: Any, running: dict[int, Running], socket: Any, fake: FakeSpe
         assert len(running) < fake.slots, "more requests than slots"
         if fake.death_token in message.prompt:
             os.kill(os.getpid(), signal.SIGKILL)
+        if fake.wedge_token in message.prompt:
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()
         running[message.request] = Running(message)
         with (folder / "admitted").open("a") as log:
             log.write(",".join(map(str, message.prompt)) + "\n")
@@ -154,9 +199,3 @@ def handle(message: Any, running: dict[int, Running], socket: Any, fake: FakeSpe
         data = struct.pack(f"<{len(numbers)}f", *numbers)
         socket.send(wire.encode(wire.Embedded(message.request, fake.size, data)))
     return True
-
-
-def _end_with_parent() -> None:
-    while os.read(int(os.environ["TANDEM_PARENT_PIPE"]), 1):
-        continue
-    os._exit(1)

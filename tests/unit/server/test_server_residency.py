@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ from server_site import ANSWER, lines, sse, until
 
 from tandem_api.catalog import Catalog
 from tandem_api.report import ModelState
-from tandem_server.residency.host import backoff, needs_reload
-from tandem_server.residency.process import exit_cause
+from tandem_server.residency.causes import exit_cause
+from tandem_server.residency.host import needs_reload
+from tandem_server.residency.record import backoff
 
 pytestmark = pytest.mark.process
 
@@ -232,38 +232,6 @@ async def test_a_signal_to_the_front_ends_group_reaches_no_runner(serve, model):
     response = await site.client.post("/v1/chat/completions", json=CHAT)
     assert response.status_code == 200
     assert alive(fork_server)
-
-
-SCRIPT = """
-import asyncio, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from server_site import fake_settings
-from tandem_api.catalog import Catalog, CatalogModel
-from tandem_server.serve import run_pod
-
-async def told(pod, port):
-    host = pod.manager.hosts["fake"]
-    while host.loaded is None:
-        await asyncio.sleep(0.01)
-    print(host.runner.pid, flush=True)
-
-entry = CatalogModel(name="fake", source={source!r})
-catalog = Catalog(models=[entry], preload={{"*": ["fake"]}})
-asyncio.run(run_pod(fake_settings(Path({folder!r}), run_folder={folder!r}), fixed=catalog, companion=told))
-"""
-
-
-async def test_a_killed_front_end_leaves_no_runner(model, tmp_path):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), source=model.entry().source, folder=str(tmp_path))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
-    try:
-        pid = int(await asyncio.wait_for(process.stdout.readline(), 20))
-        assert alive(pid)
-    finally:
-        process.kill()
-        await process.wait()
-    await until(lambda: not alive(pid), "the runner's end")
 
 
 @pytest.mark.parametrize(

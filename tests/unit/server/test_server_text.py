@@ -206,3 +206,14 @@ def test_checkpoints_that_cannot_be_read_name_the_file(make_model):
             (folder / name).write_text(content)
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(folder)
+
+
+def test_a_checkpoint_is_read_again_only_where_a_file_changed(make_model):
+    folder = make_model().folder
+    first = read_checkpoint(folder)
+    assert read_checkpoint(folder, first) is first
+    (folder / "generation_config.json").write_text('{"temperature": 0.3}')
+    second = read_checkpoint(folder, first)
+    assert second is not first
+    assert second.sampling == {"temperature": 0.3}
+    assert read_checkpoint(folder, second) is second

@@ -43,7 +43,8 @@ class CudaExecutor:
             ended.record()
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)
-            on_host = StepOutput(plan, *(self._copy(t) for t in (output.tokens, output.ids, output.values)))
+            tokens, ids, values = map(self._copy, (output.tokens, output.ids, output.values))
+            on_host = StepOutput(output.slots, tokens, ids, values, output.failures)
             copied.record()
         return _CudaPending(self, on_host, (began, ended, copied))
 

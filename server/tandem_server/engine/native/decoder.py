@@ -1,23 +1,27 @@
-"""The fused decoder: token ids in, last hidden states and logits out, keys and values kept by slot.
+"""The fused decoder: token ids in, last hidden states and logits out, keys and values kept in `cache.py`.
 
-On the path of a step, between the plan and the sampler. Each slot owns a contiguous stretch of the cache, so that
-nothing is gathered: a decode step works on the first `rows` slots as one view. A row's result depends on its own
-tokens only: attention spans are multiples of `span`, prompts run in chunks whose borders are the request's own, and
-the matrices are row-invariant (see `linear.py`).
+On the path of a step, between the plan and the sampler. A row's result depends on its own tokens only: attention
+spans are multiples of `span`, prompts run in chunks whose borders are the request's own, and the matrices are
+row-invariant (see `linear.py`). Where a sequence's blocks lie changes what is copied, never a bit of the result.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from tandem_server.engine.native.blocks import SPAN
+from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.rope import rope_tables
 from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
 
-SPAN = 512
-"""Torch's CPU attention works through keys in blocks of 512; spans of other lengths may sum in another order."""
 FINER_SPANS = (64, 128, 256)
 UNEVEN = 2
 """Above this ratio of computed to needed spans, slots are attended to one by one rather than at the longest span."""
+
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""Layer and queries `[rows, kv_heads, heads per kv_head, size]` to mixed values of the same shape."""
 
 
 class Decoder:
@@ -29,73 +33,79 @@ class Decoder:
         self.config, self.weights, self.slots, self.context = config, weights, slots, context
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
-        self.capacity = capacity_for(context)
-        self.scratch = self.capacity - 1
-        """Position that rows without a request write to; no request ever reads it."""
-        shape = (slots, 2 * config.kv_heads, self.capacity, config.head_size)
-        self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(config.layers)]
-        self._flat = [layer.view(-1, config.head_size) for layer in self.cache]
+        self.cache = PagedCache(config, slots, context, self.dtype, self.device)
+        self.capacity = self.cache.capacity
+        self._flat = [layer.view(-1, config.head_size) for layer in self.cache.layers]
         self._cos, self._sin = rope_tables(config.rope, config.head_size, self.capacity, self.dtype, self.device)
-        heads = torch.arange(2 * config.kv_heads, device=self.device)
-        rows = torch.arange(slots, device=self.device)[:, None] * (2 * config.kv_heads) + heads
-        self._row_starts = rows * self.capacity
+        self._head_starts = torch.arange(2 * config.kv_heads, device=self.device) * self.cache.layers[0].shape[1]
         self._keys = torch.arange(self.capacity, device=self.device)
 
     @property
     def cache_bytes(self) -> int:
         """Memory of all slots' keys and values."""
-        return sum(layer.nbytes for layer in self.cache)
+        return self.cache.pool.nbytes
 
-    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    def decode(
+        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
         """One token for each of the first `len(tokens)` slots.
 
         Args:
             tokens: int64 `[rows]`, the input token of each slot (any valid id where the slot does not take part).
-            positions: int64 `[rows]`, where it stands; `scratch` where the slot does not take part.
-            lengths: the same on the host: keys to attend to, 0 where the slot does not take part.
+            positions: int64 `[rows]`, where it stands in its sequence; see `PagedCache.locate`.
+            places: int64 `[rows]`, where it stands in the pool.
+            lengths: on the host: keys to attend to, 0 where the slot does not take part.
 
         Returns:
             Hidden states `[rows, hidden]`, normalised.
         """
         rows, kv, size = len(lengths), self.config.kv_heads, self.config.head_size
-        spans = [min(-(-length // self.span) * self.span, self.capacity) for length in lengths]
-        span = max(spans)
-        uneven = rows * span > UNEVEN * sum(spans)
+        attend = self._attention(positions, lengths)
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
-        targets = (self._row_starts[:rows] + positions[:, None]).view(-1)
-        unseen = self._keys[:span] > positions[:, None]
-        mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, float("-inf"))
-        mask = mask[:, None, None]
+        targets = (places[:, None] + self._head_starts).view(-1)
         x = F.embedding(tokens, self.weights.embedding)
         for index, layer in enumerate(self.weights.layers):
             qk, v = self._project(layer, x, cos, sin)
             query, key = qk[:, : self.config.heads], qk[:, self.config.heads :]
             self._flat[index].index_copy_(0, targets, torch.cat((key, v), 1).view(-1, size))
-            folded = query.reshape(rows, kv, -1, size)
-            cache = self.cache[index]
-            if uneven:
-                mixed = self._attend_one_by_one(folded, cache, mask, spans)
-            else:
-                mixed = F.scaled_dot_product_attention(
-                    folded, cache[:rows, :kv, :span], cache[:rows, kv:, :span], attn_mask=mask
-                )
+            mixed = attend(index, query.reshape(rows, kv, -1, size))
             x = self._finish(layer, x, mixed.reshape(rows, -1))
         return F.rms_norm(x, (self.config.hidden,), self.weights.norm, self.config.norm_epsilon)
 
-    def _attend_one_by_one(
-        self, query: torch.Tensor, cache: torch.Tensor, mask: torch.Tensor, spans: list[int]
-    ) -> torch.Tensor:
-        kv = self.config.kv_heads
-        mixed = torch.zeros_like(query)
-        for slot, span in enumerate(spans):
-            if span:
-                mixed[slot] = F.scaled_dot_product_attention(
-                    query[slot : slot + 1],
-                    cache[slot : slot + 1, :kv, :span],
-                    cache[slot : slot + 1, kv:, :span],
-                    attn_mask=mask[slot : slot + 1, ..., :span],
-                )[0]
-        return mixed
+    def _attention(self, positions: torch.Tensor, lengths: list[int]) -> Attend:
+        """How this step's rows attend: all at once at the longest span, or one by one where that is far too long."""
+        rows, kv, cache = len(lengths), self.config.kv_heads, self.cache
+        spans = [min(-(-length // self.span) * self.span, self.capacity) for length in lengths]
+        span = max(spans)
+        uneven = rows * span > UNEVEN * sum(spans)
+        for slot, length in enumerate(lengths):
+            if length:
+                cache.clean(slot, spans[slot] if uneven else span)
+        unseen = self._keys[:span] > positions[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, float("-inf"))
+        mask = mask[:, None, None]
+
+        def one_by_one(layer: int, query: torch.Tensor) -> torch.Tensor:
+            mixed = torch.zeros_like(query)
+            for slot, own in enumerate(spans):
+                if own:
+                    both = cache.read(layer, slot, own)[None]
+                    row = slice(slot, slot + 1)
+                    mixed[row] = F.scaled_dot_product_attention(
+                        query[row], both[:, :kv], both[:, kv:], attn_mask=mask[row, ..., :own]
+                    )
+            return mixed
+
+        if uneven:
+            return one_by_one
+        at_home = cache.at_home(lengths)
+        index = None if at_home else cache.gather_index(lengths, span)
+
+        def together(layer: int, query: torch.Tensor) -> torch.Tensor:
+            both = cache.together(layer, rows, span) if index is None else cache.gather(layer, index, rows, span)
+            return F.scaled_dot_product_attention(query, both[:, :kv], both[:, kv:], attn_mask=mask)
+
+        return together
 
     def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """A chunk of one slot's prompt.
@@ -118,14 +128,13 @@ class Decoder:
         x = F.embedding(tokens, self.weights.embedding)
         for index, layer in enumerate(self.weights.layers):
             qk, v = self._project(layer, x, cos, sin)
-            own = self.cache[index][slot]
-            own[:kv, start:end] = qk[:, self.config.heads :].transpose(0, 1)
-            own[kv:, start:end] = v.transpose(0, 1)
+            self.cache.write(index, slot, start, torch.cat((qk[:, self.config.heads :], v), 1).transpose(0, 1))
+            own = self.cache.read(index, slot, end)
             # Key heads stand where the batch would, and their query heads share them through a stride of zero.
             mixed = F.scaled_dot_product_attention(
                 qk[:, : self.config.heads].transpose(0, 1).view(kv, group, count, size),
-                own[:kv, None, :end].expand(kv, group, end, size),
-                own[kv:, None, :end].expand(kv, group, end, size),
+                own[:kv, None].expand(kv, group, end, size),
+                own[kv:, None].expand(kv, group, end, size),
                 attn_mask=mask,
                 is_causal=mask is None,
             )
@@ -159,11 +168,6 @@ class Decoder:
                 self.span = span
                 return
 
-    def clear(self, slot: int) -> None:
-        """Zeroes a slot whose numbers went wrong: attention multiplies what it masks by 0, and 0 x NaN is NaN."""
-        for layer in self.cache:
-            layer[slot].zero_()
-
     def _project(
         self, layer: LayerWeights, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,9 +189,3 @@ class Decoder:
         normed = F.rms_norm(x, (self.config.hidden,), layer.post_norm, self.config.norm_epsilon)
         gate, up = layer.gate_up(normed).chunk(2, -1)
         return layer.down.onto(x, F.silu(gate) * up)
-
-
-def capacity_for(context: int) -> int:
-    """Positions that a slot takes in the cache: `context`, one to write idle rows to, rounded up to whole spans."""
-    positions = context + 1
-    return -(-positions // 64) * 64 if positions < SPAN else -(-positions // SPAN) * SPAN

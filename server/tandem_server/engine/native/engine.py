@@ -4,6 +4,7 @@ Called by the runner. `load_generator` does the steps of a load in order, each i
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
-from tandem_server.engine.native.plan import Admission, Chunk, Decode, StepPlan
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -25,12 +25,14 @@ from tandem_server.engine.native.resources import (
     cpu_threads,
     fit_context,
     resident_bytes,
+    step_bytes,
 )
 from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.native.step import DeviceStep
+from tandem_server.engine.native.warmup import warm_up
 from tandem_server.engine.native.weights import DecoderWeights, load_decoder
-from tandem_server.engine.wire import Add, Loaded, RunnerSpec, Sampling
+from tandem_server.engine.wire import Add, Loaded, RunnerSpec
 
 log = logging.getLogger("tandem.runner")
 
@@ -115,12 +117,15 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored_dtype(config).itemsize, available_bytes(device))
     weights = load_decoder(checkpoint, config, dtype, device)
     checkpoint.close()
+    chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
+    largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
         config.context_limit,
         slots,
         config.cache_bytes_per_token(dtype.itemsize),
         available_bytes(device),
+        largest_step,
     )
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
@@ -129,16 +134,16 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         decoder.prove_span()
     sizes = _row_sizes(weights, slots, dtype, device)
     step = DeviceStep(decoder, sizes)
-    chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    limits = Limits(slots, context, config.vocabulary, chunk, budget)
-    _warm_up(step, limits)
+    limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
+    warm_up(step, limits, device)
     loaded = Loaded(
         task="Generate",
         architecture=config.architecture,
         parameters=weights.parameters,
         weight_bytes=weights.bytes,
         cache_bytes=decoder.cache_bytes,
-        overhead_bytes=_overhead(device, before, with_weights, weights, decoder),
+        overhead_bytes=_overhead(device, before, with_weights, weights, decoder)
+        + (largest_step(context) if device.type == "cpu" else 0),
         device=device_name,
         device_kind="GPU" if device.type == "cuda" else "CPU",
         dtype=str(dtype).removeprefix("torch."),
@@ -165,15 +170,6 @@ def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:
     return ""
 
 
-def _warm_up(step: DeviceStep, limits: Limits) -> None:
-    """One prompt and one decode step, so that the first request does not pay for set-up."""
-    admission = Admission(0, Sampling(temperature=0.0), [0])
-    prompt = Chunk(0, 0, [0] * min(32, limits.context - 1), True)
-    after = len(prompt.tokens)
-    step.compute(StepPlan(0, (admission,), (), (), (prompt,), ((0, after),))).to_host()
-    step.compute(StepPlan(0, (), (), (Decode(0, after),), (), ((0, after + 1),))).to_host()
-
-
 def _used(device: torch.device) -> int:
     """Memory in use: of this process on a CPU, of the allocator on a GPU."""
     return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
@@ -183,6 +179,7 @@ def _overhead(device: torch.device, before: int, with_weights: int, weights: Dec
     """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
 
     On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.
+    What a step takes is given back there after each; on a GPU the allocator keeps what the largest one took.
     """
     if device.type == "cpu":
         return max(0, with_weights - weights.bytes)

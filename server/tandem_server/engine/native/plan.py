@@ -17,11 +17,13 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class Admission:
-    """A request takes a slot: its sampling state goes to the device."""
+    """A request takes a slot: its sampling state and its block table go to the device."""
 
     slot: int
     sampling: Sampling
     prompt: list[int]
+    blocks: tuple[int, ...] = ()
+    """Blocks of the cache, in the order of their positions: all that the request will ever write to."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,6 @@ class StepPlan:
 
     number: int
     admitted: tuple[Admission, ...] = ()
-    cleared: tuple[int, ...] = ()
-    """Slots whose cache is to be zeroed first, because their last request's numbers went wrong."""
     decode: tuple[Decode, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     samples: tuple[tuple[int, int], ...] = ()
@@ -69,3 +69,5 @@ class StepResult:
     """Slot -> new token, or `BAD_ROW`."""
     logprobs: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """Slot -> the chosen token's pair, then the most likely ones."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Slot -> why its part of the step could not be computed; whatever else stands here for the slot is void."""

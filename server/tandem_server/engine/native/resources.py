@@ -5,18 +5,22 @@ Read at load. The arithmetic (`fit_context`) is pure; the probes around it read 
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tandem_server.engine.interface import DoesNotFit, LoadError
-from tandem_server.engine.native.decoder import capacity_for
+from tandem_server.engine.native.blocks import cache_positions
+from tandem_server.engine.native.config import DecoderConfig
 
 CGROUP = Path("/sys/fs/cgroup")
+SAMPLER_BYTES_PER_LOGIT = 64
+"""Logits, their penalised and sorted copies with ids, shares, noise and its making, counts of tokens; measured."""
 RESERVE_SHARE = 0.05
 RESERVE_BYTES = 256 << 20
-"""Left free for what a step needs beyond weights and contexts: the larger of the two."""
+"""Left free beside weights, contexts and what a step needs: the larger of the two."""
 
 
 def cpu_threads(asked: int | None, cgroup: Path = CGROUP) -> int:
@@ -89,7 +93,26 @@ class ContextWish:
     may_shrink: bool
 
 
-def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int, available: int) -> tuple[int, str]:
+def step_bytes(config: DecoderConfig, slots: int, chunk: int, element_bytes: int, context: int) -> int:
+    """Bound of what one step takes at its worst: a whole prompt chunk at the context's end, and all slots decoding.
+
+    Both are in one step, so both count, and so does a sampler that sorts the vocabulary for every slot.
+    """
+    # A row's input, its normed copy, residual and output; projections, turned and joined; gate, up and their product.
+    widths = 6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate
+    # A mask is made of bools and then of numbers; attention may want a copy of the latter.
+    masks = context * (2 * element_bytes + 1)
+    return (chunk + slots) * (widths * element_bytes + masks) + slots * config.vocabulary * SAMPLER_BYTES_PER_LOGIT
+
+
+def fit_context(
+    wish: ContextWish,
+    limit: int,
+    slots: int,
+    bytes_per_token: int,
+    available: int,
+    step: Callable[[int], int] = lambda context: 0,
+) -> tuple[int, str]:
     """The context that each slot gets, and why it is smaller than asked (or "").
 
     Args:
@@ -98,6 +121,7 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
         slots: sequences that run at once, each with its whole context.
         bytes_per_token: keys and values of one token.
         available: memory left once the weights are loaded.
+        step: what a step needs when the slots have so long a context.
 
     Raises:
         LoadError: more was asked for than the model was made for, and less will not do.
@@ -111,13 +135,17 @@ def fit_context(wish: ContextWish, limit: int, slots: int, bytes_per_token: int,
             raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
         context = limit
     budget = available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
-    if slots * capacity_for(context) * bytes_per_token <= budget:
+
+    def needed(tokens: int) -> int:
+        return cache_positions(slots, tokens) * bytes_per_token + step(tokens)
+
+    if needed(context) <= budget:
         return context, reason
-    fitting = max(0, budget) // (slots * bytes_per_token) // 64 * 64
-    while fitting > 0 and slots * capacity_for(fitting) * bytes_per_token > budget:
+    fitting = min(context, max(0, budget) // (slots * bytes_per_token)) // 64 * 64
+    while fitting > 0 and needed(fitting) > budget:
         fitting -= 64
     numbers = (
-        f"{slots} slots of {context} tokens need {_mib(slots * capacity_for(context) * bytes_per_token)} "
+        f"{slots} slots of {context} tokens need {_mib(needed(context))} "
         f"and {_mib(max(0, budget))} is free beside the weights"
     )
     least = min(wish.minimum, context)

@@ -2,13 +2,14 @@
 
 Shared by the plain and the overlapped loop. `plan` counts tokens that are not known yet as placeholders, so that the
 next step can be planned while this one computes; `commit` learns the tokens. Finishes and aborts only mark a
-sequence; `_release` is the one place that frees slots, once no step in flight writes to them.
+sequence; `_release` is the one place that frees slots and blocks, once no step in flight writes to them.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
 from tandem_server.engine.native.needs import needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
 from tandem_server.engine.native.slots import SlotTable
@@ -23,6 +24,8 @@ class Sequence:
     slot: int = -1
     prefilled: int = 0
     """Prompt tokens that planned steps put into the cache."""
+    served: int = 0
+    """When it was last given a chunk, or was admitted, counted in chunks."""
     planned: int = 0
     """Tokens that planned steps sample: those made and those in the making."""
     made: int = 0
@@ -30,8 +33,6 @@ class Sequence:
     in_flight: int = 0
     """Launched steps that write to the slot and are not committed yet."""
     finish: str | None = None
-    proved: bool = True
-    """The last step that wrote to the slot gave finite numbers, so all that stands in its cache is finite."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Planned:
     """Sequences whose slots the step writes to."""
     takers: tuple[Sequence, ...] = ()
     """Of those, the ones that get a token, in the order of `plan.samples`."""
+    admitted: tuple[Sequence, ...] = ()
+    """Sequences that got their slot in this step."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Limits:
     """Prompt tokens of one request that go in at once; its borders depend on nothing but the request."""
     budget: int = 512
     """Prompt tokens of one step."""
+    slot_blocks: int = 1
+    """Blocks of the cache that hold a slot's whole context, and that each admitted request gets."""
+
+    def __post_init__(self) -> None:
+        assert self.budget >= self.chunk, f"no chunk of {self.chunk} tokens fits a budget of {self.budget}"
 
 
 @dataclass
@@ -64,6 +72,7 @@ class Scheduler:
 
     limits: Limits
     on_admit: Callable[[Add, int], None] = lambda add, slot: None
+    choose_blocks: Choice = near_home
     steps: int = 0
     tokens: int = 0
     dropped: int = 0
@@ -72,10 +81,12 @@ class Scheduler:
     _running: dict[int, Sequence] = field(default_factory=dict)
     """By request, in order of admission."""
     _unreleased: list[Sequence] = field(default_factory=list)
-    _to_clear: list[int] = field(default_factory=list)
+    _turn: int = 0
+    """Chunks given out so far."""
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.limits.slots)
+        self.blocks = BlockPool(self.limits.slots * self.limits.slot_blocks, self.choose_blocks)
 
     @property
     def idle(self) -> bool:
@@ -123,15 +134,13 @@ class Scheduler:
         self.steps += 1
         plan = StepPlan(
             number=self.steps,
-            admitted=admitted,
-            cleared=tuple(self._to_clear),
+            admitted=tuple(self._admission(sequence) for sequence in admitted),
             decode=decode,
             chunks=tuple(chunk for _, chunk in chunked),
             samples=samples,
             needs=needs_of([s.add.sampling for s in takers]),
         )
-        self._to_clear.clear()
-        return Planned(plan, writers, tuple(takers))
+        return Planned(plan, writers, tuple(takers), admitted)
 
     def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
         """Takes a step's outcome in: the rows to tell. Steps are committed in the order of their plans."""
@@ -139,13 +148,16 @@ class Scheduler:
         for sequence in planned.writers:
             sequence.in_flight -= 1
             assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
-            sequence.proved = False
+        touched = dict.fromkeys((*planned.writers, *planned.admitted)) if result.failures else ()
+        failed = [s for s in touched if s.slot in result.failures and s.finish is None]
         for sequence in planned.takers:
-            sequence.proved = result.tokens[sequence.slot] != BAD_ROW
-            if sequence.finish is None:
-                rows.append(self._take(sequence, result))
-            else:
+            if sequence.finish is not None:
                 self.dropped += 1
+            elif sequence.slot not in result.failures:
+                rows.append(self._take(sequence, result))
+        for sequence in failed:
+            self._end(sequence, "error")
+            rows.append(TokenRow(sequence.add.request, [], "error", result.failures[sequence.slot]))
         self._release()
         return rows
 
@@ -165,30 +177,45 @@ class Scheduler:
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
         return None
 
-    def _admit(self) -> tuple[Admission, ...]:
+    def _admit(self) -> tuple[Sequence, ...]:
         admitted = []
         while self._waiting and self.table.free:
             sequence = self._waiting.popleft()
             sequence.slot = self.table.take(sequence.add.request)
+            sequence.served = self._turn
             self._running[sequence.add.request] = sequence
             self.on_admit(sequence.add, sequence.slot)
-            admitted.append(Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt))
+            admitted.append(sequence)
         return tuple(admitted)
 
+    def _admission(self, sequence: Sequence) -> Admission:
+        count = self.limits.slot_blocks
+        blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
+        return Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt, blocks)
+
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
-        """Prompt chunks of the next step, oldest request first, within the budget."""
+        """Prompt chunks of the next step within the budget, one each in turn, first to who was served longest ago.
+
+        So a long prompt makes neither those that decode nor short prompts behind it wait for its end.
+        """
         chunked: list[tuple[Sequence, Chunk]] = []
         left = self.limits.budget
-        for sequence in self._running.values():
+        unread = [s for s in self._running.values() if s.prefilled < len(s.add.prompt)]
+        queue = deque(sorted(unread, key=lambda sequence: sequence.served))
+        while queue:
+            sequence = queue.popleft()
             prompt = sequence.add.prompt
-            while sequence.prefilled < len(prompt):
-                tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
-                if len(tokens) > left:
-                    return chunked
-                end = sequence.prefilled + len(tokens)
-                chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
-                sequence.prefilled = end
-                left -= len(tokens)
+            tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
+            if len(tokens) > left:
+                break
+            end = sequence.prefilled + len(tokens)
+            chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
+            sequence.prefilled = end
+            left -= len(tokens)
+            self._turn += 1
+            sequence.served = self._turn
+            if end < len(prompt):
+                queue.append(sequence)
         return chunked
 
     def _take(self, sequence: Sequence, result: StepResult) -> TokenRow:
@@ -217,10 +244,8 @@ class Scheduler:
         self._unreleased.append(sequence)
 
     def _release(self) -> None:
-        """Frees the slots of ended sequences that no step in flight writes to: the only place that does."""
+        """Frees slots and blocks of ended sequences that no step in flight writes to: the only place that does."""
         for sequence in [s for s in self._unreleased if not s.in_flight]:
             self._unreleased.remove(sequence)
-            if not sequence.proved:
-                # What may be NaN would reach the slot's next user: attention multiplies what it masks by 0.
-                self._to_clear.append(sequence.slot)
+            self.blocks.release(sequence.slot)
             self.table.release(sequence.slot, sequence.add.request)

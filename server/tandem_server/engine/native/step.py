@@ -1,35 +1,48 @@
 """Carries out a plan on the device: prompt chunks, decode rows, sampling, all from state kept there by slot.
 
 Called by an executor, in plan order, by one thread. Nothing here waits for a token: the input of a decode row is
-read from `last_tokens`, which the step before it wrote.
+read from `last_tokens`, which the step before it wrote. What cannot be computed ends the requests that it was for,
+and no others: memory that one long prompt does not find is no reason to drop its neighbours.
 """
 
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.linear import smallest_size
+from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
 from tandem_server.engine.native.sampler import Sampler
+
+FAILURES_IN_A_ROW = 8
+"""So many failures of one kind, with no success between them, and it is the engine that is broken."""
+
+log = logging.getLogger("tandem.runner")
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """A step's outcome as tensors of the first `rows` slots, wherever they lie."""
 
-    plan: StepPlan
+    slots: list[int]
+    """Those that were sampled."""
     tokens: torch.Tensor
     ids: torch.Tensor | None
     values: torch.Tensor | None
+    failures: dict[int, str]
+    """As in `StepResult`."""
 
     def to_host(self) -> StepResult:
         """Reads it; blocks until the device has made it, unless the tensors are on the host already."""
         tokens = self.tokens.tolist()
-        result = StepResult({slot: tokens[slot] for slot, _ in self.plan.samples})
+        result = StepResult({slot: tokens[slot] for slot in self.slots}, failures=self.failures)
         if self.ids is not None and self.values is not None:
             ids, values = self.ids.tolist(), self.values.tolist()
-            for slot, _ in self.plan.samples:
+            for slot in self.slots:
                 result.logprobs[slot] = list(zip(ids[slot], values[slot], strict=True))
         return result
 
@@ -47,53 +60,87 @@ class DeviceStep:
         self._sampler = Sampler(slots, decoder.config.vocabulary, device)
         self._last_tokens = torch.full((slots,), NOTHING, dtype=torch.int64, device=device)
         self._hidden = torch.zeros(slots, decoder.config.hidden, dtype=decoder.dtype, device=device)
+        self._broken: set[int] = set()
+        """Slots whose request has failed: left out of the steps until they are given out again."""
+        self._in_a_row: dict[str, int] = {}
 
     @torch.inference_mode()
     def compute(self, plan: StepPlan) -> StepOutput:
         """Launches (on a CPU: does) everything of `plan`."""
-        for slot in plan.cleared:
-            self._decoder.clear(slot)
+        failures: dict[int, str] = {}
         for admission in plan.admitted:
-            self._last_tokens[admission.slot] = NOTHING
-            self._sampler.admit(admission)
+            self._broken.discard(admission.slot)
+            with self._contained("admission", (admission.slot,), failures):
+                self._last_tokens[admission.slot] = NOTHING
+                self._decoder.cache.admit(admission.slot, admission.blocks)
+                self._sampler.admit(admission)
+        decoding = [row for row in plan.decode if row.slot not in self._broken]
         hidden = self._hidden
-        if plan.decode:
-            decoded = self._decode(plan)
-            if plan.chunks:
-                hidden[: len(decoded)] = decoded
-            else:
-                hidden = decoded
+        if decoding:
+            with self._contained("decode step", [row.slot for row in decoding], failures):
+                decoded = self._decode({row.slot: row.position + 1 for row in decoding})
+                if plan.chunks:
+                    hidden[: len(decoded)] = decoded
+                else:
+                    hidden = decoded
         for chunk in plan.chunks:
-            last = self._decoder.prefill(chunk.slot, self._to_device(chunk.tokens), chunk.start)
-            if chunk.final:
-                hidden[chunk.slot : chunk.slot + 1] = last
-        return self._sample(plan, hidden)
+            if chunk.slot not in self._broken:
+                with self._contained("prompt chunk", (chunk.slot,), failures):
+                    last = self._decoder.prefill(chunk.slot, self._to_device(chunk.tokens), chunk.start)
+                    if chunk.final:
+                        hidden[chunk.slot : chunk.slot + 1] = last
+        samples = [(slot, position) for slot, position in plan.samples if slot not in self._broken]
+        output = StepOutput([], self._last_tokens[:0], None, None, failures)
+        if samples:
+            with self._contained("sampling", [slot for slot, _ in samples], failures):
+                output = self._sample(samples, plan.needs, hidden, failures)
+        return output
 
-    def _decode(self, plan: StepPlan) -> torch.Tensor:
-        rows = smallest_size(self._sizes, 1 + max(row.slot for row in plan.decode))
-        active, positions, lengths = [0] * rows, [self._decoder.scratch] * rows, [0] * rows
-        for row in plan.decode:
-            active[row.slot], positions[row.slot], lengths[row.slot] = 1, row.position, row.position + 1
-        on_device = self._to_device([active, positions])
+    @contextmanager
+    def _contained(self, what: str, slots: Iterable[int], failures: dict[int, str]) -> Iterator[None]:
+        """Whatever fails within ends the requests of `slots` alone, unless the device cannot be trusted after it.
+
+        On a GPU only memory that is short leaves the device as it was; any other error comes late, or stays for ever.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
+            alone = self._decoder.device.type == "cpu" or isinstance(error, torch.OutOfMemoryError)
+            if not alone or self._in_a_row[what] >= FAILURES_IN_A_ROW:
+                raise
+            log.exception("a %s failed; the requests of slots %s end, the others go on", what, list(slots))
+            first_line = next(iter(str(error).splitlines()), "it says no more")
+            for slot in slots:
+                failures[slot] = f"the {what} failed: {type(error).__name__}: {first_line}"
+                self._broken.add(slot)
+        else:
+            self._in_a_row[what] = 0
+
+    def _decode(self, length_of: dict[int, int]) -> torch.Tensor:
+        rows = smallest_size(self._sizes, 1 + max(length_of))
+        lengths = [length_of.get(slot, 0) for slot in range(rows)]
+        positions, places = self._decoder.cache.locate(lengths)
+        on_device = self._to_device([[int(length > 0) for length in lengths], positions, places])
         taking_part = on_device[0].bool()
         if self._checked:
             assert bool((self._last_tokens[:rows][taking_part] >= 0).all()), "a decode row read a poisoned token"
         tokens = torch.where(taking_part, self._last_tokens[:rows], 0)
-        return self._decoder.decode(tokens, on_device[1], lengths)
+        return self._decoder.decode(tokens, on_device[1], on_device[2], lengths)
 
-    def _sample(self, plan: StepPlan, hidden: torch.Tensor) -> StepOutput:
-        if not plan.samples:
-            return StepOutput(plan, self._last_tokens[:0], None, None)
-        rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in plan.samples))
+    def _sample(
+        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, failures: dict[int, str]
+    ) -> StepOutput:
+        rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
         taken, positions = [0] * rows, [0] * rows
-        for slot, position in plan.samples:
+        for slot, position in samples:
             taken[slot], positions[slot] = 1, position
         on_device = self._to_device([taken, positions])
         is_taken = on_device[0].bool()
-        sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], plan.needs)
+        sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
         self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
         told = torch.where(sampled.finite, sampled.tokens, BAD_ROW)
-        return StepOutput(plan, told, sampled.ids, sampled.values)
+        return StepOutput([slot for slot, _ in samples], told, sampled.ids, sampled.values, failures)
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64)

@@ -1,0 +1,175 @@
+"""A device without torch that refuses whatever a real one would silently compute wrongly.
+
+It keeps a shadow of every block of the cache: which sequence wrote a position last, as which of its own, with which
+token; positions that nobody wrote are poison. A token is computed from what is read there, so that a wrong read
+either fails or changes an answer. Steps are computed in the order of their launch, each as early or as late as `rng`
+picks: at its launch, before a later launch, or only when its result is asked for.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, StepPlan, StepResult
+from tandem_server.engine.native.scheduler import Limits
+from tandem_server.engine.wire import Add
+
+FAILURE = "the fake device has no memory for this"
+NAN_TOKEN = 0
+"""A prompt that holds it breaks the fake model's numbers."""
+
+
+def next_token(history: list[int], vocabulary: int) -> int:
+    """The fake model: depends on the whole history."""
+    if NAN_TOKEN in history:
+        return BAD_ROW
+    number = len(history)
+    for token in history:
+        number = (number * 31 + token) % 1_000_003
+    return 1 + number % (vocabulary - 1)
+
+
+def expected(add: Add, vocabulary: int) -> tuple[list[int], str]:
+    """What the request gets when nothing interferes."""
+    history, tokens = list(add.prompt), []
+    while len(tokens) < add.max_tokens:
+        token = next_token(history, vocabulary)
+        if token == BAD_ROW:
+            return tokens, "error"
+        if token in add.stop_tokens:
+            return tokens, "stop"
+        tokens.append(token)
+        history.append(token)
+    return tokens, "length"
+
+
+@dataclass
+class FakePending:
+    """A launched step."""
+
+    device: "FakeDevice"
+    plan: StepPlan
+    outcome: StepResult | None = None
+
+    def result(self) -> StepResult:
+        self.device.compute_up_to(self)
+        self.device.unread -= 1
+        assert self.outcome is not None
+        return self.outcome
+
+
+class FakeDevice:
+    """An executor; without `rng` every step is computed as late as it may be."""
+
+    def __init__(self, limits: Limits, rng: random.Random | None = None, failing: float = 0.0) -> None:
+        self._limits, self._rng, self._failing = limits, rng, failing
+        self._broken: set[int] = set()
+        """Slots whose request has failed; as the real device does, it leaves them out of later steps."""
+        self._block = -(-limits.context // limits.slot_blocks)
+        blocks = limits.slots * limits.slot_blocks
+        self._shadow: list[list[tuple[int, int, int] | None]] = [[None] * self._block for _ in range(blocks)]
+        """By block and place in it: (sequence, position, token)."""
+        self._owner = [NOTHING] * blocks
+        self._tables: list[tuple[int, ...]] = [()] * limits.slots
+        self._sequence = [NOTHING] * limits.slots
+        self._last = [NOTHING] * limits.slots
+        self._queue: list[FakePending] = []
+        self.device_seconds = 0.0
+        self.admitted = 0
+        self.launched = 0
+        self.failed = 0
+        """Requests whose part of a step was refused."""
+        self.unread = 0
+        self.most_in_flight = 0
+
+    def launch(self, plan: StepPlan) -> FakePending:
+        """Queues `plan`; computes none, some or all of what is queued."""
+        if self._rng and self._queue and self._rng.random() < 0.3:
+            self.compute_up_to(self._queue[0])
+        pending = FakePending(self, plan)
+        self._queue.append(pending)
+        self.launched += 1
+        self.unread += 1
+        self.most_in_flight = max(self.most_in_flight, self.unread)
+        assert plan.number == self.launched
+        if self._rng and self._rng.random() < 0.3:
+            self.compute_up_to(pending)
+        return pending
+
+    def close(self) -> None:
+        """Computes what is left."""
+        while self._queue:
+            self.compute_up_to(self._queue[0])
+
+    def compute_up_to(self, pending: FakePending) -> None:
+        """Computes queued steps, oldest first, until `pending` is done."""
+        while pending.outcome is None:
+            first = self._queue.pop(0)
+            first.outcome = self._compute(first.plan)
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        for admission in plan.admitted:
+            self._admit(admission)
+        failures = self._fail(plan)
+        plan = self._without_broken(plan)
+        written = {}
+        for row in plan.decode:
+            assert self._last[row.slot] != NOTHING, "a decode row read a poisoned token"
+            self._write(row.slot, row.position, max(1, self._last[row.slot]))
+            written[row.slot] = row.position + 1
+        for chunk in plan.chunks:
+            assert chunk.start + len(chunk.tokens) <= self._limits.context
+            for place, token in enumerate(chunk.tokens):
+                self._write(chunk.slot, chunk.start + place, token)
+            # A chunk attends to all that was written before it.
+            self._read(chunk.slot, chunk.start)
+            if chunk.final:
+                written[chunk.slot] = chunk.start + len(chunk.tokens)
+        assert set(written) == {slot for slot, _ in plan.samples}
+        assert len(written) == len(plan.samples), "a slot was sampled twice in one step"
+        for slot, position in plan.samples:
+            assert written[slot] == position
+            self._last[slot] = next_token(self._read(slot, position), self._limits.vocabulary)
+        return StepResult({slot: self._last[slot] for slot in written}, failures=failures)
+
+    def _fail(self, plan: StepPlan) -> dict[int, str]:
+        """Refuses the part of a slot now and then."""
+        if not (self._rng and self._failing):
+            return {}
+        touched = (plan.slots() | {admission.slot for admission in plan.admitted}) - self._broken
+        failed = {slot for slot in sorted(touched) if self._rng.random() < self._failing}
+        self._broken |= failed
+        self.failed += len(failed)
+        return dict.fromkeys(failed, FAILURE)
+
+    def _without_broken(self, plan: StepPlan) -> StepPlan:
+        return replace(
+            plan,
+            decode=tuple(row for row in plan.decode if row.slot not in self._broken),
+            chunks=tuple(chunk for chunk in plan.chunks if chunk.slot not in self._broken),
+            samples=tuple(sample for sample in plan.samples if sample[0] not in self._broken),
+        )
+
+    def _admit(self, admission: Admission) -> None:
+        assert len(set(admission.blocks)) == self._limits.slot_blocks
+        self.admitted += 1
+        self._broken.discard(admission.slot)
+        self._sequence[admission.slot] = self.admitted
+        self._tables[admission.slot] = admission.blocks
+        self._last[admission.slot] = NOTHING
+        for block in admission.blocks:
+            self._owner[block] = self.admitted
+
+    def _write(self, slot: int, position: int, token: int) -> None:
+        block, sequence = self._tables[slot][position // self._block], self._sequence[slot]
+        assert self._owner[block] == sequence, f"a step wrote to block {block} after it was given to another request"
+        self._shadow[block][position % self._block] = (sequence, position, token)
+
+    def _read(self, slot: int, length: int) -> list[int]:
+        """Tokens at the slot's first `length` positions, each written there by this very request."""
+        table, sequence, history = self._tables[slot], self._sequence[slot], []
+        for position in range(length):
+            held = self._shadow[table[position // self._block]][position % self._block]
+            assert held is not None, f"position {position} of slot {slot} was read before anyone wrote it"
+            assert held[:2] == (sequence, position), f"position {position} of slot {slot} holds another request's"
+            history.append(held[2])
+        return history
