@@ -45,6 +45,8 @@ class Wish:
 
 def specify(name: str, wish: Wish, progress: Progress) -> Spec:
     """Makes everything that has to exist before a cluster can start."""
+    if wish.node and wish.fake_nodes:
+        raise DevclusterError("a cluster has either a node that runs pods or fake ones: leave out one of the two")
     more: dict[str, Any] = {"qps": wish.qps, "api_flags": list(wish.api_flags)}
     if not wish.node:
         packages.provide(packages.CONTROL_PLANE, progress)
@@ -52,8 +54,6 @@ def specify(name: str, wish: Wish, progress: Progress) -> Spec:
         if wish.fake_nodes:
             more |= {"fake_nodes": wish.fake_nodes, "kwok": str(toolchain.provide("kwok", progress))}
         return Spec(name, False, str(kubernetes), ports=ports.choose(["api", "etcd", "peer"]), **more)
-    if wish.fake_nodes:
-        raise DevclusterError("a cluster has either a node that runs pods or fake ones: leave out one of the two")
     if os.geteuid() != 0:
         raise DevclusterError("a cluster with a node needs root: run the same command with sudo, or without --node")
     packages.provide(packages.NODE, progress)

@@ -5,8 +5,10 @@ elsewhere. Reports are level-triggered: a lost one is made good by the next, and
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import math
 import operator
 import random
 import time
@@ -29,7 +31,9 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 1.0
 IDLE_SECONDS = 15.0
 AT_ONCE = 64
-_TICK_SECONDS = 0.2
+_GAP_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
+_ROUND_SECONDS = 3.0
 _LARGEST = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5)
 
@@ -113,6 +117,7 @@ class Reports:
         self._expected: dict[str, str] = {}
         self._due: dict[str, float] = {}
         self._asking: set[str] = set()
+        self._woken = asyncio.Event()
         self._pods_before: list[Obj] | None = None
         self._targets: dict[str, Target] = {}
         self._digests: dict[str, bytes] = {}
@@ -121,7 +126,11 @@ class Reports:
         """Whether a pod was ready when it was last asked."""
 
     def expect(self, uid: str, revision: str) -> None:
-        """Says which catalog revision a pod should have read; while its report says another it is asked often."""
+        """Says which catalog revision a pod should have read; while its report says another it is asked often.
+
+        Called by each reconcile, and so after each change of a pod: it also makes `run` look at the pods at once.
+        """
+        self._woken.set()
         if self._expected.get(uid) != revision:
             self._expected[uid] = revision
             self._due[uid] = 0.0
@@ -137,12 +146,23 @@ class Reports:
                 for target in self.due():
                     self._asking.add(target.uid)
                     group.create_task(self._ask(session, target))
-                await asyncio.sleep(_TICK_SECONDS)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Waits until a pod is due or a reconcile has just looked at some; a process at rest should hardly wake up."""
+        await asyncio.sleep(_GAP_SECONDS)  # what comes together is asked together
+        if len(self._asking) >= AT_ONCE:
+            return
+        soonest = min((self._due.get(uid, 0.0) for uid in self._targets.keys() - self._asking), default=math.inf)
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_LONGEST_PAUSE_SECONDS, max(0.0, soonest - self._clock()))):
+                await self._woken.wait()
 
     def due(self) -> list[Target]:
         """The pods to ask now, at most 64 at once; forgets those that are gone."""
         pods = list(self._pods())
-        # Asked five times a second, while pods seldom change; a pod that does is another object in the cache.
+        # Pods seldom change, and one that does is another object in the cache.
         before = self._pods_before
         if before is None or len(pods) != len(before) or not all(map(operator.is_, pods, before)):
             self._take_over(pods)
@@ -223,7 +243,9 @@ class Reports:
         delay = interval(target, seen, self._expected.get(target.uid))
         if self._targets.get(target.uid, target).ready != target.ready:
             delay = 0.0  # it has turned ready (or unready) while it was asked
-        self._due[target.uid] = self._clock() + delay * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, no secret)
+        due = self._clock() + delay * random.uniform(0.9, 1.1)  # noqa: S311 (jitter, no secret)
+        # Idle pods are asked many at a time: a process that wakes up for each of them uses three times the CPU.
+        self._due[target.uid] = due if delay < IDLE_SECONDS else math.ceil(due / _ROUND_SECONDS) * _ROUND_SECONDS
 
 
 def _cause(error: Exception) -> str:

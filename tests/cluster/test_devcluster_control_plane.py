@@ -88,7 +88,10 @@ def test_rbac_is_on_and_controllers_act(control_plane: Cluster) -> None:
 
 @pytest.mark.parametrize("victim", ["supervisor", "keeper"])
 def test_kill_9_leaves_nothing(home: Path, victim: str) -> None:
-    made = cluster.up("killed")
+    made = cluster.up("killed", fake_nodes=1)
+    phase = state.read_phase(made.folder)
+    assert phase is not None
+    assert "kwok" in phase.components
     before = state.read_state(made.folder)
     assert before is not None
     assert before.supervisor is not None

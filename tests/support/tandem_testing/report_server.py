@@ -28,6 +28,8 @@ from tandem_api.report import ModelReport, ModelState, Report
 from tandem_api.status import Artifact
 from tandem_testing.kube import Kube, Obj
 
+KEEP_ALIVE_S = 75.0
+"""What the serving pod tells uvicorn."""
 _PODS = "/api/v1/pods"
 _SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 _ARTIFACT = Artifact(architecture="LlamaForCausalLM", parameters=3_000_000, weight_bytes=6_000_000, context_limit=4096)
@@ -88,7 +90,8 @@ class ReportServer:
         )
         app = web.Application()
         app.router.add_get("/internal/report", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=75.0)
+        # As long as a serving pod keeps a connection that rests.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=KEEP_ALIVE_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listening, backlog=1024).start()
         self._following = asyncio.create_task(self._follow())

@@ -1,6 +1,7 @@
 """The files and command lines of the components, as pure functions."""
 
 import base64
+import ipaddress
 import json
 import tomllib
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tandem_devcluster import cgroups, components, network, node_config, pki
+from tandem_devcluster import cgroups, components, fake_nodes, network, node_config, pki, starting
 from tandem_devcluster.components import Place
+from tandem_devcluster.errors import DevclusterError
+from tandem_devcluster.progress import Progress
 from tandem_devcluster.volumes import host_volume_manifests
 
 PLACE = Place(Path("/c"), "/bin/kubernetes", "198.18.0.1", 6443, 2379, 2380)
@@ -43,6 +46,29 @@ def test_the_rate_of_calls_is_as_asked(make: object) -> None:
     given = flags(make(PLACE, 300))  # type: ignore[operator]
     assert (given["kube-api-qps"], given["kube-api-burst"], given["secure-port"]) == ("300", "600", "0")
     assert given["kubeconfig"] in {"/c/controller-manager.kubeconfig", "/c/scheduler.kubeconfig"}
+
+
+def test_fake_nodes_come_without_endpoints() -> None:
+    """The API server refuses EndpointSlices with addresses of the loopback, which is where fake pods live."""
+    assert "controllers" not in flags(components.controller_manager(PLACE, 100))
+    given = flags(components.controller_manager(PLACE, 100, endpoints=False))["controllers"]
+    assert given == "*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller"
+    kwok = flags(fake_nodes.command(PLACE, "/bin/kwok"))
+    assert ipaddress.ip_network(kwok["cidr"]).is_loopback
+    assert kwok["kubeconfig"] == "/c/kubeconfig"
+    stages = list(yaml.safe_load_all(Path(kwok["config"]).read_text()))
+    assert [one["metadata"]["name"] for one in stages] == ["node-ready", "pod-start", "pod-ready", "pod-end"]
+    room = fake_nodes.node(3)["status"]["allocatable"]
+    assert room["nvidia.com/gpu"] == str(fake_nodes.GPUS)
+
+
+def test_flags_that_were_asked_for_reach_the_api_server() -> None:
+    assert "--v=9" in components.apiserver(PLACE, False, ["--v=9"])
+
+
+def test_a_cluster_has_either_a_node_or_fake_ones() -> None:
+    with pytest.raises(DevclusterError, match="leave out one of the two"):
+        starting.specify("c", starting.Wish(node=True, fake_nodes=1), Progress(quiet=True))
 
 
 def test_names_of_the_api_server() -> None:

@@ -12,6 +12,7 @@ from tandem_api.report import ModelReport, Report
 from tandem_operator.kinds import Key, Obj
 from tandem_operator.observe import Seen
 from tandem_operator.reports import Reports, Target, interval, moved, target_of
+from tandem_testing.kube import eventually
 from tandem_testing.operator_world import KEY, MASTER, UID, loaded, loading, pod, report, running, seen
 
 TARGET = Target("uid-pod-a", UID, KEY, "127.0.0.1", True)
@@ -91,17 +92,29 @@ def test_at_most_64_are_asked_at_once_the_longest_due_first() -> None:
     assert len(bench.reports.due()) == 36
 
 
-def test_intervals_are_jittered() -> None:
+def test_idle_pods_are_asked_many_at_a_time_and_not_all_at_once() -> None:
     bench = Pods()
-    bench.pods = [running(f"pod-{number}") for number in range(40)]
+    bench.pods = [running(f"pod-{number}") for number in range(60)]
     for target in bench.reports.due():
         bench.reports.answered(target, report(loaded()))
-    assert bench.reports.due() == []
-    bench.now += 15.0
-    due = len(bench.reports.due())
-    assert 0 < due < 40
-    bench.now += 1.5
-    assert len(bench.reports.due()) == 40
+    counts = []
+    for _ in range(200):
+        bench.now += 0.1
+        counts.append(len(bench.reports.due()))
+    assert counts[130] == 0, "each was asked 13 s ago"
+    rounds = sorted({count for count in counts if count})
+    assert len(rounds) in (2, 3), "13.5 to 16.5 s, in rounds of 3 s"
+    assert rounds[-1] == 60
+
+
+def test_a_pod_that_turned_ready_while_it_was_asked_is_asked_again_at_once() -> None:
+    bench = Pods()
+    bench.pods = [running(ready=False)]
+    (unready,) = bench.reports.due()
+    bench.pods = [running()]
+    bench.reports.due()
+    bench.reports.answered(unready, report(loaded()))
+    assert len(bench.reports.due()) == 1
 
 
 def test_a_pod_that_fell_silent_keeps_its_last_report_and_is_told_of_once() -> None:
@@ -209,6 +222,25 @@ async def test_an_answer_that_cannot_be_used(
     assert found.report is None
     assert found.stale
     assert words in found.error
+
+
+async def test_a_reconcile_makes_it_look_at_once_and_equal_texts_are_one_report(
+    served: tuple[int, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BUSY_SECONDS", "IDLE_SECONDS", "_LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(f"tandem_operator.reports.{name}", 60.0)
+    port, _ = served
+    told, pods = asyncio.Event(), [running()]
+    reports = Reports(lambda: pods, lambda _: told.set(), lambda pool: [pool], MASTER, port)
+    task = asyncio.create_task(reports.run())
+    async with asyncio.timeout(20):
+        await told.wait()
+    first = reports.seen["uid-pod-a"]
+    reports.expect("uid-pod-a", "a new revision")
+    await eventually("the second answer", lambda: reports.seen["uid-pod-a"] is not first, 20)
+    assert reports.seen["uid-pod-a"].report is first.report
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_closed_port() -> None:
