@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-engine: ended by a signal"))  # so that engines end too
     if not options.vllm_python.exists():
         tell("vLLM is left out: its environment is not there; 'make env-vllm' makes it")
     loads = [os.getloadavg()[0]]

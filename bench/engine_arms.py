@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 import msgspec
 import zmq
 
+from tandem_server.engine.lifeline import PARENT_PIPE
 from tandem_server.engine.wire import (
     Add,
     Died,
@@ -102,7 +103,15 @@ class Native:
         spec = RunnerSpec("bench", str(folder), address, dtype=dtype, slots=SLOTS, context=CONTEXT, threads=threads)
         code = "import sys, msgspec; from tandem_server.engine import runner, wire; "
         code += "runner.main(msgspec.json.decode(sys.argv[1], type=wire.RunnerSpec))"
-        self._process = _Process([sys.executable, "-c", code, msgspec.json.encode(spec).decode()], scratch / "native")
+        # The runner ends by itself when the other end of this pipe closes, however this process ends.
+        reader, self._lifeline = os.pipe()
+        self._process = _Process(
+            [sys.executable, "-c", code, msgspec.json.encode(spec).decode()],
+            scratch / "native.log",
+            pass_fds=[reader],
+            env={**os.environ, PARENT_PIPE: str(reader)},
+        )
+        os.close(reader)
         self._number = 0
         try:
             self.loaded = self._loaded()
@@ -142,6 +151,7 @@ class Native:
         """See Arm."""
         self._socket.send(encode(Stop()))
         self._process.end()
+        os.close(self._lifeline)
         self._socket.close(linger=0)
         self._context.term()
 

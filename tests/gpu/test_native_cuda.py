@@ -1,10 +1,12 @@
-"""The native engine on a CUDA device: parity with transformers, the same tokens from both loops, seeds, aborts.
+"""The native engine on a CUDA device: parity with transformers, the same tokens from both loops and from scattered
+blocks, seeds, aborts, and memory that is counted at its worst.
 
 `make test-gpu`. Skipped where there is no CUDA device.
 """
 
 import random
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tandem_server.engine.native.engine import NativeEngine, load_generator  # noqa: E402
+from tandem_server.engine.native.scheduler import Scheduler  # noqa: E402
 from tandem_server.engine.wire import (  # noqa: E402
     Abort,
     Add,
@@ -144,3 +147,24 @@ def test_aborts_free_their_slots(checkpoint):
     answers = run(engine, True, arrivals)
     assert [answers.finish[n] for n in range(6)] == ["abort"] * 6
     assert len(answers.tokens[9]) == 20
+
+
+def test_scattered_blocks_give_the_same_answers(checkpoint, monkeypatch):
+    """Gathered keys and values, rather than a view of them: the same kernel, so in fp32 the same tokens."""
+    engine = load(checkpoint)
+    arrivals = traffic(5, 60)
+    at_home = run(engine, True, arrivals)
+    rng = random.Random(1)
+    scattered = partial(Scheduler, choose_blocks=lambda free, count, home: tuple(rng.sample(sorted(free), count)))
+    monkeypatch.setattr("tandem_server.engine.native.engine.Scheduler", scattered)
+    assert run(engine, True, arrivals).tokens == at_home.tokens
+
+
+def test_the_largest_step_takes_no_more_than_was_counted_at_load(checkpoint):
+    engine = load(checkpoint, "BFloat16", slots=16)
+    counted = torch.cuda.memory_reserved()
+    sampling = Sampling(top_p=0.9, repetition_penalty=1.1, seed=1, logprobs=20)
+    adds = [(0, Add(n, [3] * 1300, 150, sampling)) for n in range(32)]
+    answers = run(engine, True, adds)
+    assert set(answers.finish.values()) == {"length"}
+    assert torch.cuda.memory_reserved() <= counted * 1.02

@@ -20,10 +20,10 @@ class _Table:
     """One slot's blocks."""
 
     blocks: tuple[int, ...]
-    index: torch.Tensor
-    """The same on the device, int64."""
     first: int | None
     """First position of the pool where the blocks are one run."""
+    index: torch.Tensor | None = None
+    """The blocks on the device, int64; made when first needed, for a run seldom needs it."""
     clean: int = 0
     """Positions up to here hold what the request wrote, or zeros."""
 
@@ -57,8 +57,7 @@ class PagedCache:
         """Gives `slot` its blocks, in the order of their positions; what stood in them is never read."""
         assert len(blocks) == self.slot_blocks, f"slot {slot} was given {len(blocks)} blocks, not {self.slot_blocks}"
         run = all(block == blocks[0] + place for place, block in enumerate(blocks))
-        index = torch.tensor(blocks, dtype=torch.int64).to(self._device)
-        self._tables[slot] = _Table(tuple(blocks), index, blocks[0] * BLOCK if run else None)
+        self._tables[slot] = _Table(tuple(blocks), blocks[0] * BLOCK if run else None)
 
     def locate(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
         """Position in the sequence, and place in the pool, of each slot's last token; `scratch` where length is 0."""
@@ -76,7 +75,7 @@ class PagedCache:
             self.layers[layer][:, table.first + start : table.first + end] = values
         else:
             positions = torch.arange(start, end, device=self._device)
-            places = table.index[positions // BLOCK] * BLOCK + positions % BLOCK
+            places = self._index(slot)[positions // BLOCK] * BLOCK + positions % BLOCK
             self.layers[layer].index_copy_(1, places, values)
         table.clean = max(table.clean, end)
 
@@ -85,7 +84,7 @@ class PagedCache:
         table = self._table(slot)
         if table.first is not None:
             return self.layers[layer][:, table.first : table.first + length]
-        whole = self._blocks[layer].index_select(1, table.index[: -(-length // BLOCK)])
+        whole = self._blocks[layer].index_select(1, self._index(slot)[: -(-length // BLOCK)])
         return whole.view(self._heads, -1, self._size)[:, :length]
 
     def together(self, layer: int, rows: int, length: int) -> torch.Tensor:
@@ -95,7 +94,7 @@ class PagedCache:
     def gather_index(self, lengths: Sequence[int], span: int) -> torch.Tensor:
         """For `gather`: the blocks of each row's first `span` positions, int64."""
         count = -(-span // BLOCK)
-        tables = [self._table(slot).index if length else self._scratch_index for slot, length in enumerate(lengths)]
+        tables = [self._index(slot) if length else self._scratch_index for slot, length in enumerate(lengths)]
         return torch.cat([index[:count] for index in tables])
 
     def gather(self, layer: int, index: torch.Tensor, rows: int, span: int) -> torch.Tensor:
@@ -120,6 +119,12 @@ class PagedCache:
 
     def _place(self, slot: int, position: int) -> int:
         return self._table(slot).blocks[position // BLOCK] * BLOCK + position % BLOCK
+
+    def _index(self, slot: int) -> torch.Tensor:
+        table = self._table(slot)
+        if table.index is None:
+            table.index = torch.tensor(table.blocks, dtype=torch.int64).to(self._device)
+        return table.index
 
     def _table(self, slot: int) -> _Table:
         table = self._tables[slot]

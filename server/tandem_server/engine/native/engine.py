@@ -118,13 +118,14 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     weights = load_decoder(checkpoint, config, dtype, device)
     checkpoint.close()
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
+    largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
         config.context_limit,
         slots,
         config.cache_bytes_per_token(dtype.itemsize),
         available_bytes(device),
-        partial(step_bytes, config, slots, chunk, dtype.itemsize),
+        largest_step,
     )
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
@@ -141,7 +142,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         parameters=weights.parameters,
         weight_bytes=weights.bytes,
         cache_bytes=decoder.cache_bytes,
-        overhead_bytes=_overhead(device, before, with_weights, weights, decoder),
+        overhead_bytes=_overhead(device, before, with_weights, weights, decoder)
+        + (largest_step(context) if device.type == "cpu" else 0),
         device=device_name,
         device_kind="GPU" if device.type == "cuda" else "CPU",
         dtype=str(dtype).removeprefix("torch."),
@@ -177,6 +179,7 @@ def _overhead(device: torch.device, before: int, with_weights: int, weights: Dec
     """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
 
     On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.
+    What a step takes is given back there after each; on a GPU the allocator keeps what the largest one took.
     """
     if device.type == "cpu":
         return max(0, with_weights - weights.bytes)
