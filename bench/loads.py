@@ -174,7 +174,7 @@ async def measure(url: str, rounds: int) -> dict[str, list[float]]:
                 quiet = await traffic.quiet()
                 beside, seconds = await traffic.beside(f"{kind}-{number}")
                 for name in quiet:
-                    for share in (0.5, 0.95):
+                    for share in (0.5, 0.95, 1.0):
                         pair = percentile(quiet[name], share), percentile(beside[name], share)
                         ratios.setdefault(f"{kind} {name} p{share * 100:.0f}", []).append(pair[1] / pair[0])
                         print(
@@ -192,7 +192,7 @@ def result(ratios: dict[str, list[float]]) -> dict[str, Any]:
         kind, model, share = name.split()
         how = "slowly (waiting for the disk)" if kind == "slow" else "at full speed (taking CPU time)"
         value = statistics.median(values)
-        aimed = kind == "slow"
+        aimed = kind == "slow" and share != "p100"
         return {
             "aim": f"{share} latency of {model} while a third model loads {how} / without a load",
             "value": round(value, 2),
