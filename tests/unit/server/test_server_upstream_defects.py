@@ -263,7 +263,7 @@ def test_the_list_names_tests_that_exist():
     assert all("`" in row for row in rows)
     for file, name in named:
         assert re.search(rf"def {name}\(", (ROOT / "tests" / "unit" / file).read_text()), f"{file}::{name}"
-    for file in (Path(__file__), ROOT / "tests" / "unit" / "engine" / "test_upstream_defects.py"):
+    for file in (Path(__file__), ROOT / "tests" / "unit" / "engine" / "test_engine_upstream_defects.py"):
         there = set(re.findall(r"^(?:async )?def (test_\w+)\(", file.read_text(), re.MULTILINE))
         unlisted = there - {name for _, name in named} - {"test_the_list_names_tests_that_exist"}
         assert not unlisted, f"{file.name} has tests that the list does not name"
