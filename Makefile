@@ -67,6 +67,9 @@ bench-overlap: env ## the overlapped loop against the plain one
 bench-operator: env ## the operator with 200 Models on fake nodes against a process that only watches
 	@$(PY) tools/record.py operator $(PY) bench/operator_at_scale.py
 
+bench-loads: env ## what a load costs the models that serve beside it
+	@$(PY) tools/record.py loads $(PY) bench/loads.py
+
 bench-loop: env ## both loops on a device of fixed step time against the ideal
 	@$(PY) tools/record.py loop $(PY) bench/loop.py
 
