@@ -26,6 +26,8 @@ class Terminal:
         del given["COLUMNS"]
 
         def control() -> None:
+            # Tests may themselves run in the background, where Ctrl-C is ignored; a login shell's children hear it.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.setsid()
             ioctl(0, termios.TIOCSCTTY, 0)
 
