@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine_arms import SLOTS, Arm, ArmError, Job, Native, Peer
@@ -121,9 +122,8 @@ def _ready(arm: Arm, began: float, more: str = "") -> None:
     tell(f"  {arm.name} is ready after {time.monotonic() - began:.0f} s {more}".rstrip())
 
 
-def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: int) -> list[Measured]:
-    """Every case on every engine, `rounds` times after one round of warming up."""
-    found: list[Measured] = []
+def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: int, found: list[Measured]) -> None:
+    """Every case on every engine, `rounds` times after one round of warming up; adds to `found` as it goes."""
     turn = 0
     for number in range(rounds + 1):
         for case in wanted:
@@ -137,7 +137,6 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
                     found.append(one)
             which = f"round {number}" if number else "warm-up"
             tell(f"  {which}, {case.title()}: {', '.join(sorted(shown))}")
-    return found
 
 
 def cpu_name() -> str:
@@ -146,6 +145,56 @@ def cpu_name() -> str:
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     flags = set(fields.get("flags", "").split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
     return f"{fields.get('model name', platform.machine())}, {os.cpu_count()} CPUs, {' '.join(sorted(flags))}"
+
+
+@dataclass
+class Record:
+    """What is known so far; a run that is ended early still has a result."""
+
+    found: list[Measured] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: {"python": platform.python_version()})
+    threads: dict[str, int] = field(default_factory=dict)
+    loads: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
+    ended_early: str = ""
+
+    def json(self) -> str:
+        """The form that `tools/record.py` keeps."""
+        machine = [cpu_name()]
+        machine += [f"{name} on {count} thread{'s' * (count > 1)}" for name, count in self.threads.items()]
+        machine.append(f"load average {min(self.loads):.1f} to {max(self.loads):.1f}, other work included")
+        machine += [f"ended early: {self.ended_early}"] if self.ended_early else []
+        told = {"name": "engine", "machine": "; ".join(machine), "versions": self.versions, "aims": rows(self.found)}
+        return json.dumps(told)
+
+
+def run(options: argparse.Namespace, scratch: Path, record: Record) -> None:
+    """All models in all types. Raises ArmError or Ended."""
+    for model in options.model or ["demo", "random"]:
+        folder = DEMO if model == "demo" else random_model(scratch / "random-135M")
+        vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+        for dtype in options.dtype or DTYPES:
+            tell(f"{folder.name} in {dtype}")
+            arms = start(folder, dtype, options, scratch)
+            try:
+                ours = arms["Tandem"]
+                assert isinstance(ours, Native)
+                record.threads[folder.name] = ours.threads
+                for arm in arms.values():
+                    record.versions |= arm.versions
+                wanted = cases(folder.name, dtype, model == "demo")
+                measure(arms, wanted, vocabulary, options.rounds, record.found)
+            finally:
+                record.loads.append(os.getloadavg()[0])
+                for arm in arms.values():
+                    arm.close()
+
+
+class Ended(Exception):
+    """A signal asked this process to end."""
+
+
+def _end(number: int, _: object) -> None:
+    raise Ended(signal.Signals(number).name)
 
 
 def main() -> None:
@@ -157,44 +206,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-engine: ended by a signal"))  # so that engines end too
+    signal.signal(signal.SIGTERM, _end)
     if not options.vllm_python.exists():
         tell("vLLM is left out: its environment is not there; 'make env-vllm' makes it")
-    loads = [os.getloadavg()[0]]
-    found: list[Measured] = []
-    versions = {"python": platform.python_version()}
-    threads: dict[str, int] = {}
+    record = Record()
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        for model in options.model or ["demo", "random"]:
-            folder = DEMO if model == "demo" else random_model(scratch / "random-135M")
-            vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-            for dtype in options.dtype or DTYPES:
-                tell(f"{folder.name} in {dtype}")
-                arms = start(folder, dtype, options, scratch)
-                try:
-                    ours = arms["Tandem"]
-                    assert isinstance(ours, Native)
-                    threads[folder.name] = ours.threads
-                    found += measure(arms, cases(folder.name, dtype, model == "demo"), vocabulary, options.rounds)
-                finally:
-                    for arm in arms.values():
-                        versions |= arm.versions
-                        arm.close()
-                loads.append(os.getloadavg()[0])
-    shared = ", ".join(f"{name} on {count} thread{'s' * (count > 1)}" for name, count in threads.items())
-    busy = (
-        f"load average {min(loads):.1f} to {max(loads):.1f} (other work ran beside it where that is over the threads)"
-    )
-    print(
-        json.dumps(
-            {"name": "engine", "machine": f"{cpu_name()}; {shared}; {busy}", "versions": versions, "aims": rows(found)}
-        )
-    )
+        try:
+            run(options, Path(name), record)
+        except (ArmError, Ended) as error:
+            tell(f"bench-engine ends early: {error}")
+            record.ended_early = str(error).splitlines()[0]
+    if not record.found:
+        raise SystemExit(1)
+    print(record.json())
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ArmError as error:
-        raise SystemExit(f"bench-engine: {error}") from error
+    main()
