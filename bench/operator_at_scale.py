@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -234,6 +235,7 @@ def main() -> None:
         floor(options.floor)
         return
     name = f"bench-{os.getpid()}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster goes then too
     try:
         made = cluster.up(name, progress=Progress(), qps=500, fake_nodes=4)
         with tempfile.TemporaryDirectory() as folder:
