@@ -46,8 +46,9 @@ test-node: env ## tests on a cluster with a node (Linux, root)
 test-gpu: ## tests that need a CUDA device, with the python that is on the PATH (PY=...)
 	@PYTHONPATH=api:server python3 -m pytest tests/gpu -q
 
-test-kwok: env ## the operator with 200 Models on fake nodes
-	@TANDEM_KWOK_MODELS=200 $(PY) -m pytest -q tests/cluster/test_operator_scale.py --timeout=600
+test-kwok: env ## 200 Models on fake nodes, and a kill -9 after every write of the operator
+	@TANDEM_KWOK_MODELS=200 TANDEM_KILLS=all $(PY) -m pytest -q tests/cluster/test_operator_scale.py \
+		tests/cluster/test_operator_killed.py --timeout=600
 
 test-long: env ## property tests with many seeds
 	@TANDEM_SEEDS=200 $(PY) tools/tiers.py fast unit
