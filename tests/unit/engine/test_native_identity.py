@@ -130,7 +130,8 @@ def test_alone_and_in_a_crowd_give_identical_tokens(layout, make_checkpoint, rec
         if not packing_available():
             pytest.skip("this build of torch does not pack weights")
         monkeypatch.setattr("tandem_server.engine.native.linear.PACK_FROM_ELEMENTS", 0)
-    engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 4)
+    # Some CPUs multiply one and two rows otherwise than four and more; four beside eight are alike on all known ones.
+    engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 8)
     assert {type(linear) for linear in engine._step._decoder.weights.linears()} == {layout}
     assert len(engine._step._sizes) > 1, "alone means a smaller batch here; otherwise the test shows nothing"
     rng = random.Random(7)
