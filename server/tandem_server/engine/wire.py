@@ -18,11 +18,19 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """0 keeps all."""
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    """Keeps the tokens nearest to the expected surprise that together reach this probability; 1 keeps all."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
     """Always given; the front end draws one for a request that has none. 0 <= seed < 2**63."""
+    min_tokens: int = 0
+    """No stop token comes before so many tokens."""
+    logit_bias: dict[int, float] = {}
+    """Token id -> what is added to its logit."""
+    bad_words: list[list[int]] = []
+    """Runs of tokens that must not come: the last of each is impossible after the others."""
     logprobs: int | None = None
     """None: none are told. n >= 0: the chosen token's, and those of the n most likely ones."""
 
