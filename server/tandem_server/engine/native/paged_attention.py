@@ -1,0 +1,210 @@
+"""Decode attention on a GPU, and the writing of new keys and values, by kernels that find the blocks themselves.
+
+Between the decoder and `paged_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
+lengths and block tables from the device, so that it can be part of a CUDA graph. A sequence is cut into shares by its
+own length alone, and their outcomes are joined in a fixed order: a row's bits depend on nothing but the row. Needs
+triton, so it is imported only where a GPU computes (and by tests, under triton's interpreter).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+
+from tandem_server.engine.native import paged_kernels as kernels
+from tandem_server.engine.native.blocks import BLOCK
+
+LEAST_SHARE = 128
+"""Keys of a share at least: below this, writing and joining partial results costs more than parallel reading gains."""
+LARGEST_TILE = 16 << 10
+"""Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
+LOG2_E = math.log2(math.e)
+OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+FP8_LIMIT = 448.0
+"""The largest number of float8_e4m3fn; it has no infinity, so what is beyond would become NaN."""
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """How the work of one model on one device is cut up.
+
+    Args:
+        kv_heads: key heads.
+        group: query heads of each.
+        size: of a head.
+        capacity: positions of a slot.
+        itemsize: bytes of a cached number.
+        processors: the device's multiprocessors.
+    """
+
+    kv_heads: int
+    group: int
+    size: int
+    capacity: int
+    itemsize: int
+    processors: int
+    least_share: int = LEAST_SHARE
+
+    @property
+    def tile(self) -> int:
+        """Keys that a program takes at once."""
+        fitting = LARGEST_TILE // (triton.next_power_of_2(self.size) * self.itemsize)
+        return int(max(16, min(64, self.least_share, fitting)))
+
+    @property
+    def shares(self) -> int:
+        """Programs that a sequence is cut into at most.
+
+        Two programs a processor for one sequence alone; it must not depend on the batch, or a row's bits would.
+        """
+        parallel = -(-2 * self.processors // self.kv_heads)
+        return int(max(1, min(triton.next_power_of_2(parallel), -(-self.capacity // self.least_share))))
+
+    def workspace_bytes(self, rows: int) -> int:
+        """Memory of the partial results of `rows` sequences."""
+        return rows * self.kv_heads * self.group * self.shares * (self.size + 2) * 4
+
+
+class PagedAttention:
+    """The kernels with the memory for their partial results, which stands still, as graphs need it.
+
+    Args:
+        shape: of the work.
+        rows: the most sequences of a launch.
+        operand: what is multiplied: the queries' format, or a wider one (triton's interpreter has no bfloat16 there).
+        device: where to compute.
+    """
+
+    def __init__(self, shape: KernelShape, rows: int, operand: torch.dtype, device: torch.device) -> None:
+        self.shape, self._operand = shape, OPERANDS[operand]
+        heads = (rows, shape.kv_heads * shape.group, shape.shares)
+        self._partial = torch.empty(*heads, shape.size, dtype=torch.float32, device=device)
+        self._most = torch.empty(heads, dtype=torch.float32, device=device)
+        self._sums = torch.empty(heads, dtype=torch.float32, device=device)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+        *,
+        scale: float,
+        cap: float | None = None,
+        window: int | None = None,
+        sinks: torch.Tensor | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """Mixed values of one token a sequence, `[rows, kv_heads, group, size]` in the queries' format.
+
+        Args:
+            query: `[rows, kv_heads, group, size]`, the last two dimensions contiguous.
+            layer: `[2 x kv_heads, positions, size]`, keys before values.
+            tables: int32 `[at least rows, blocks]`: row i's blocks, in the order of their positions.
+            lengths: int32 `[rows]`: keys to attend to; 0 gives zeros, and nothing is read.
+            scale: factor of the scores.
+            cap: the scores become `cap * tanh(score / cap)`.
+            window: a token sees so many keys, its own among them.
+            sinks: float32 `[kv_heads * group]`: one more score a head, which stands for no value.
+            key_scale: what cached keys are multiplied by (FP8).
+            value_scale: the same for values.
+        """
+        shape, rows = self.shape, query.shape[0]
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        wide = int(triton.next_power_of_2(shape.size))
+        kernels.attend_share[(rows, shape.kv_heads, shape.shares)](
+            query,
+            layer,
+            tables,
+            lengths,
+            self._partial,
+            self._most,
+            self._sums,
+            scale * key_scale * (1.0 if cap is not None else LOG2_E),
+            0.0 if cap is None else cap,
+            query.stride(0),
+            query.stride(1),
+            layer.stride(0),
+            tables.stride(0),
+            KV_HEADS=shape.kv_heads,
+            GROUP=shape.group,
+            GROUP_WIDE=max(16, int(triton.next_power_of_2(shape.group))),
+            SIZE=shape.size,
+            SIZE_WIDE=wide,
+            SHARES=shape.shares,
+            LEAST_TILES=max(1, shape.least_share // shape.tile),
+            TILE=shape.tile,
+            BLOCK=BLOCK,
+            WINDOW=window or 0,
+            CAPPED=cap is not None,
+            OPERAND=self._operand,
+            num_warps=4,
+            num_stages=3,
+        )
+        kernels.join_shares[(rows, shape.kv_heads * shape.group)](
+            self._partial,
+            self._most,
+            self._sums,
+            lengths,
+            out if sinks is None else sinks,
+            out,
+            value_scale,
+            HEADS=shape.kv_heads * shape.group,
+            SIZE=shape.size,
+            SIZE_WIDE=wide,
+            SHARES=shape.shares,
+            SHARES_WIDE=int(triton.next_power_of_2(shape.shares)),
+            LEAST_TILES=max(1, shape.least_share // shape.tile),
+            TILE=shape.tile,
+            WINDOW=window or 0,
+            SINKS=sinks is not None,
+            num_warps=4,
+        )
+        return out
+
+
+def write_new(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layer: torch.Tensor,
+    tables: torch.Tensor,
+    lengths: torch.Tensor,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+) -> None:
+    """Puts keys and values of each sequence's last token where its block table says; rows of length 0 write nothing.
+
+    Args:
+        keys: `[rows, kv_heads, size]`, the last dimension contiguous.
+        values: the same.
+        layer: `[2 x kv_heads, positions, size]`, keys before values.
+        tables: int32 `[at least rows, blocks]`.
+        lengths: int32 `[rows]`, the new token counted.
+        key_scale: what cached keys will be multiplied by (FP8).
+        value_scale: the same for values.
+    """
+    rows, kv_heads, size = keys.shape
+    kernels.write_new[(rows, 2 * kv_heads)](
+        keys,
+        values,
+        layer,
+        tables,
+        lengths,
+        1.0 / key_scale,
+        1.0 / value_scale,
+        keys.stride(0),
+        keys.stride(1),
+        values.stride(0),
+        values.stride(1),
+        layer.stride(0),
+        tables.stride(0),
+        KV_HEADS=kv_heads,
+        SIZE=size,
+        SIZE_WIDE=int(triton.next_power_of_2(size)),
+        BLOCK=BLOCK,
+        LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
+        num_warps=1,
+    )

@@ -1,0 +1,176 @@
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+# ruff: noqa: ANN001, ANN201
+"""Triton kernels over the paged cache: attention of one new token a sequence, and the writing of its key and value.
+
+Launched by `paged_attention.py`, which says what the arguments are. Names in capitals are known when a kernel is
+compiled. Query heads that share a key head are the rows of one product, padded to the 16 that tensor cores take.
+Scores are in powers of two: exp2 is the instruction that a GPU has.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def cut(length, SHARES: tl.constexpr, LEAST_TILES: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """First key that is seen, first tile, tiles in all, and tiles of a share: from the length alone."""
+    seen = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else length * 0
+    first = seen // TILE
+    tiles = (length + TILE - 1) // TILE - first
+    return seen, first, tiles, tl.maximum((tiles + SHARES - 1) // SHARES, LEAST_TILES)
+
+
+@triton.jit
+def attend_share(
+    query,
+    layer,
+    tables,
+    lengths,
+    partial,
+    most_of,
+    sum_of,
+    scale,
+    cap,
+    query_row,
+    query_head,
+    layer_head,
+    table_row,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_WIDE: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_WIDE: tl.constexpr,
+    SHARES: tl.constexpr,
+    LEAST_TILES: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """One share of one sequence's keys, for the query heads of one key head: sums of values, and of their weights."""
+    row, head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + row)
+    seen, first, tiles, own = cut(length, SHARES, LEAST_TILES, TILE, WINDOW)
+    begin = first + share * own
+    end = tl.minimum(begin + own, first + tiles)
+    if begin < end:
+        groups, dims = tl.arange(0, GROUP_WIDE), tl.arange(0, SIZE_WIDE)
+        is_query = (groups[:, None] < GROUP) & (dims[None, :] < SIZE)
+        at = row.to(tl.int64) * query_row + head * query_head
+        q = tl.load(query + at + groups[:, None] * SIZE + dims[None, :], mask=is_query, other=0.0).to(OPERAND)
+        keys_at = layer + head.to(tl.int64) * layer_head
+        values_at = keys_at + KV_HEADS * layer_head
+        most = tl.full([GROUP_WIDE], float("-inf"), tl.float32)
+        total = tl.full([GROUP_WIDE], 0.0, tl.float32)
+        mixed = tl.full([GROUP_WIDE, SIZE_WIDE], 0.0, tl.float32)
+        for tile in range(begin, end):
+            keys = tile * TILE + tl.arange(0, TILE)
+            # What is not seen is not read: a neighbour's or a former request's NaN would come through a weight of 0.
+            is_seen = (keys >= seen) & (keys < length)
+            block = tl.load(tables + row.to(tl.int64) * table_row + keys // BLOCK, mask=is_seen, other=0)
+            place = (block.to(tl.int64) * BLOCK + keys % BLOCK) * SIZE
+            here = place[:, None] + dims[None, :]
+            is_number = is_seen[:, None] & (dims[None, :] < SIZE)
+            k = tl.load(keys_at + here, mask=is_number, other=0.0).to(OPERAND)
+            v = tl.load(values_at + here, mask=is_number, other=0.0).to(OPERAND)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if CAPPED:
+                # tanh(x) = 2 sigmoid(2x) - 1
+                scores = (2 * tl.sigmoid(2 * (scores / cap)) - 1) * cap * 1.4426950408889634
+            scores = tl.where(is_seen[None, :], scores, float("-inf"))
+            # Every tile of a share has a key that is seen, so the largest score is never minus infinity.
+            higher = tl.maximum(most, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
+            fade = tl.exp2(most - higher)
+            total = total * fade + tl.sum(weights, 1)
+            mixed = mixed * fade[:, None] + tl.dot(weights.to(OPERAND), v, input_precision="ieee")
+            most = higher
+        result = ((row.to(tl.int64) * KV_HEADS + head) * GROUP + groups) * SHARES + share
+        tl.store(most_of + result, most, mask=groups < GROUP)
+        tl.store(sum_of + result, total, mask=groups < GROUP)
+        tl.store(partial + result[:, None] * SIZE + dims[None, :], mixed, mask=is_query)
+
+
+@triton.jit
+def join_shares(
+    partial,
+    most_of,
+    sum_of,
+    lengths,
+    sinks,
+    out,
+    value_scale,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_WIDE: tl.constexpr,
+    SHARES: tl.constexpr,
+    SHARES_WIDE: tl.constexpr,
+    LEAST_TILES: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    """All shares of one sequence's query head, in the order of their keys."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    length = tl.load(lengths + row)
+    _, _, tiles, own = cut(length, SHARES, LEAST_TILES, TILE, WINDOW)
+    shares, dims = tl.arange(0, SHARES_WIDE), tl.arange(0, SIZE_WIDE)
+    is_made = shares < (tiles + own - 1) // own
+    at = row.to(tl.int64) * HEADS + head
+    most = tl.load(most_of + at * SHARES + shares, mask=is_made, other=float("-inf"))
+    totals = tl.load(sum_of + at * SHARES + shares, mask=is_made, other=0.0)
+    is_number = is_made[:, None] & (dims[None, :] < SIZE)
+    parts = tl.load(partial + (at * SHARES + shares[:, None]) * SIZE + dims[None, :], mask=is_number, other=0.0)
+    highest = tl.max(most, 0)
+    if SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        highest = tl.maximum(highest, sink)
+    highest = tl.where(length > 0, highest, 0.0)
+    weights = tl.exp2(most - highest)
+    total = tl.sum(totals * weights, 0)
+    if SINKS:
+        total += tl.exp2(sink - highest)
+    mixed = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0) * value_scale
+    tl.store(out + at * SIZE + dims, mixed.to(out.dtype.element_ty), mask=dims < SIZE)
+
+
+@triton.jit
+def write_new(
+    keys,
+    values,
+    layer,
+    tables,
+    lengths,
+    key_factor,
+    value_factor,
+    keys_row,
+    keys_head,
+    values_row,
+    values_head,
+    layer_head,
+    table_row,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
+):
+    """One head's key or value of one sequence's new token."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    position = tl.load(lengths + row) - 1
+    if position >= 0:
+        dims = tl.arange(0, SIZE_WIDE)
+        wide_row = row.to(tl.int64)
+        if head < KV_HEADS:
+            number = tl.load(keys + wide_row * keys_row + head * keys_head + dims, mask=dims < SIZE, other=0.0)
+            factor = key_factor
+        else:
+            at = wide_row * values_row + (head - KV_HEADS) * values_head
+            number = tl.load(values + at + dims, mask=dims < SIZE, other=0.0)
+            factor = value_factor
+        if LIMIT > 0:
+            number = tl.minimum(tl.maximum(number.to(tl.float32) * factor, -LIMIT), LIMIT)
+        block = tl.load(tables + wide_row * table_row + position // BLOCK).to(tl.int64)
+        place = head.to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
+        tl.store(layer + place + dims, number.to(layer.dtype.element_ty), mask=dims < SIZE)

@@ -1,0 +1,181 @@
+"""Runs the Triton kernels under triton's interpreter and compares them with float64; imported in a process of its own.
+
+The interpreter is chosen when triton is imported and holds for the whole process, so `run` sends each case to a worker
+that has `TRITON_INTERPRET` set before it imports anything, and gets plain numbers back.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch. `dtype` is the cache's format, `query` that of queries and results."""
+
+    lengths: tuple[int, ...]
+    kv_heads: int = 1
+    group: int = 2
+    size: int = 64
+    capacity: int = 128
+    dtype: str = "float32"
+    query: str = "float32"
+    processors: int = 2
+    least_share: int = 32
+    cap: float | None = None
+    window: int | None = None
+    sinks: bool = False
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+    seed: int = 0
+
+
+class Interpreter:
+    """The worker."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_interpret)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def attention_error(case: Case) -> float:
+    """Largest difference from float64, NaN counted as infinite."""
+    import torch
+
+    got, wanted = _attend(case)
+    if not got.isfinite().all():
+        return float("inf")
+    return float((got.double() - torch.stack(wanted)).abs().max())
+
+
+def crowd_changes(case: Case) -> list[int]:
+    """Rows whose bits differ between the whole launch and one in which all the others are absent."""
+    import torch
+
+    crowd, _ = _attend(case)
+    changed = []
+    for row, length in enumerate(case.lengths):
+        if length:
+            alone, _ = _attend(case, only=row)
+            if not torch.equal(alone[row], crowd[row]) or any(alone[other].any() for other in range(row)):
+                changed.append(row)
+    return changed
+
+
+def write_problems(case: Case) -> list[str]:
+    """What `write_new` put elsewhere than at the rows' last positions, or otherwise than rounded."""
+    import torch
+
+    from tandem_server.engine.native.paged_attention import write_new
+
+    generator = torch.Generator().manual_seed(case.seed)
+    cache, tables = _cache(case, generator)
+    before = cache.float().nan_to_num(nan=1e9)
+    # Numbers that every format holds exactly; those beyond FP8's largest must come out as that.
+    shape = (len(case.lengths), 2 * case.kv_heads + 1, case.size)
+    new = torch.randint(-8, 9, shape, generator=generator).to(getattr(torch, case.query)) / 4
+    new[:, :, 0] = 900.0
+    keys, values = new[:, : case.kv_heads], new[:, case.kv_heads : 2 * case.kv_heads]
+    lengths = torch.tensor(case.lengths, dtype=torch.int32)
+    write_new(keys, values, cache, tables, lengths, case.key_scale, case.value_scale)
+    wanted = before.clone()
+    limit = 448.0 if cache.dtype.itemsize == 1 else 1e9
+    for row, length in enumerate(case.lengths):
+        if length:
+            place = _places(tables, row, torch.tensor([length - 1]))
+            wanted[: case.kv_heads, place] = (keys[row].float() / case.key_scale).clamp(-limit, limit)[:, None]
+            wanted[case.kv_heads :, place] = (values[row].float() / case.value_scale).clamp(-limit, limit)[:, None]
+    wrong = (cache.float().nan_to_num(nan=1e9) != wanted).nonzero()
+    return [f"head {head} place {place} number {number}" for head, place, number in wrong[:5].tolist()]
+
+
+def _attend(case: Case, only: int | None = None) -> Any:
+    """The kernels' result and the reference; with `only` that row alone takes part, in as few rows as hold it."""
+    import torch
+
+    from tandem_server.engine.native.paged_attention import KernelShape, PagedAttention
+
+    generator = torch.Generator().manual_seed(case.seed)
+    cache, tables = _cache(case, generator)
+    for row, length in enumerate(case.lengths):
+        places = _places(tables, row, torch.arange(length))
+        shape = (2 * case.kv_heads, length, case.size)
+        cache[:, places] = torch.randn(shape, generator=generator).to(cache.dtype)
+    heads = (case.kv_heads, case.group)
+    query = torch.randn(len(case.lengths), *heads, case.size, generator=generator).to(getattr(torch, case.query))
+    sinks = torch.randn(case.kv_heads * case.group, generator=generator) if case.sinks else None
+    shape = KernelShape(*heads, case.size, case.capacity, cache.itemsize, case.processors, least_share=case.least_share)
+    lengths = [n if only in (None, row) else 0 for row, n in enumerate(case.lengths)]
+    rows = len(lengths) if only is None else only + 1
+    operand = torch.float16 if case.query == "float16" else torch.float32
+    attention = PagedAttention(shape, rows, operand, torch.device("cpu"))
+    for poisoned in (attention._partial, attention._most, attention._sums):
+        poisoned.fill_(float("nan"))
+    scale = case.size**-0.5
+    options = {"cap": case.cap, "window": case.window, "sinks": sinks}
+    scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
+    on_device = torch.tensor(lengths[:rows], dtype=torch.int32)
+    got = attention.attend(query[:rows], cache, tables, on_device, scale=scale, **options, **scales)
+    wanted = [
+        reference(query[row], cache[:, _places(tables, row, torch.arange(length))], scale, **options, **scales)
+        for row, length in enumerate(lengths[:rows])
+    ]
+    return got, wanted
+
+
+def _cache(case: Case, generator: Any) -> Any:
+    """A pool full of NaN whose blocks are dealt out at random, with one block more than anybody has."""
+    import torch
+
+    blocks = case.capacity // BLOCK
+    count = len(case.lengths) * blocks
+    order = torch.randperm(count + 1, generator=generator)[:count]
+    cache = torch.full((2 * case.kv_heads, (count + 1) * BLOCK, case.size), float("nan"))
+    return cache.to(getattr(torch, case.dtype)), order.view(-1, blocks).to(torch.int32)
+
+
+def _places(tables: Any, row: int, positions: Any) -> Any:
+    return tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
+
+
+def reference(
+    query: Any,
+    cached: Any,
+    scale: float,
+    cap: float | None = None,
+    window: int | None = None,
+    sinks: Any = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+) -> Any:
+    """One row in float64: `query` `[kv_heads, group, size]`, `cached` `[2 x kv_heads, length, size]`."""
+    import torch
+
+    kv_heads = len(query)
+    if cached.shape[1] == 0:
+        return torch.zeros(query.shape, dtype=torch.float64)
+    cached = cached[:, -window:] if window else cached
+    keys, values = cached[:kv_heads].double() * key_scale, cached[kv_heads:].double() * value_scale
+    scores = query.double() @ keys.transpose(1, 2) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.double().view(kv_heads, -1, 1)), -1)
+    return scores.softmax(-1)[..., : keys.shape[1]] @ values

@@ -1,0 +1,127 @@
+"""The GPU's attention kernels, computed by triton's interpreter, against float64: blocks lie anywhere, unwritten
+positions are NaN, and so is the memory for partial results."""
+
+import dataclasses
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+pytest.importorskip("triton", reason="triton is not installed; it comes with torch for CUDA")
+
+from interpreted_kernels import Case, Interpreter, attention_error, crowd_changes, write_problems  # noqa: E402
+
+EXACT, HALF = 2e-6, 4e-3
+BORDERS = (0, 1, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128)
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    worker = Interpreter()
+    yield worker
+    worker.close()
+
+
+def test_every_length_around_the_borders_of_blocks_and_shares(interpreter):
+    assert interpreter.run(attention_error, Case(BORDERS)) < EXACT
+
+
+@pytest.mark.parametrize("length", [160, 161, 256])
+def test_shares_grow_with_the_sequence(interpreter, length):
+    assert interpreter.run(attention_error, Case((length, 3), capacity=256, processors=1)) < EXACT
+
+
+@pytest.mark.parametrize(("group", "size"), [(1, 80), (3, 96), (4, 128), (8, 256), (20, 64)])
+def test_groups_and_sizes(interpreter, group, size):
+    assert interpreter.run(attention_error, Case((1, 70, 128), group=group, size=size)) < EXACT
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"cap": 2.0},
+        {"window": 40},
+        {"window": 1},
+        {"sinks": True},
+        {"cap": 2.0, "window": 33, "sinks": True},
+    ],
+    ids=str,
+)
+def test_caps_windows_and_sinks(interpreter, special):
+    case = Case((0, 1, 40, 41, 73, 128), kv_heads=2, group=1, **special)
+    assert interpreter.run(attention_error, case) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("dtype", "query"),
+    [("float16", "float16"), ("bfloat16", "bfloat16"), ("float8_e4m3fn", "float16"), ("float8_e4m3fn", "bfloat16")],
+)
+def test_narrow_formats(interpreter, dtype, query):
+    # The interpreter truncates where a GPU rounds to bfloat16.
+    tolerance = HALF * (4 if query == "bfloat16" else 1)
+    case = Case((1, 50, 128), dtype=dtype, query=query)
+    if dtype == "float8_e4m3fn":
+        case = dataclasses.replace(case, key_scale=0.5, value_scale=2.0)
+        tolerance *= 2
+    assert interpreter.run(attention_error, case) < tolerance
+
+
+def test_a_row_has_the_same_bits_alone_and_in_a_crowd(interpreter):
+    case = Case((128, 0, 33, 96, 5), sinks=True, window=100)
+    assert interpreter.run(crowd_changes, case) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "query", "scale"),
+    [
+        ("float32", "float32", 1.0),
+        ("bfloat16", "bfloat16", 1.0),
+        ("float16", "float16", 1.0),
+        ("float8_e4m3fn", "float32", 2.0),
+    ],
+)
+def test_new_keys_and_values_go_to_the_last_position_and_nowhere_else(interpreter, dtype, query, scale):
+    case = Case((0, 1, 33, 128), kv_heads=2, size=80, dtype=dtype, query=query, key_scale=scale, value_scale=1 / scale)
+    assert interpreter.run(write_problems, case) == []
+
+
+@pytest.mark.parametrize("processor", [80, 90])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(processor, monkeypatch, tmp_path):
+    """Down to machine code, with the assembler that comes with triton: what an interpreter accepts a GPU may not."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from tandem_server.engine.native import paged_kernels as kernels
+    from tandem_server.engine.native.paged_attention import OPERANDS, KernelShape
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    cache, element = ("fp8e4nv", 1) if processor >= 89 else ("bf16", 2)
+    shape = KernelShape(8, 4, 128, 2048, element, 132)
+    cut = {"SIZE": 128, "SIZE_WIDE": 128, "SHARES": shape.shares, "LEAST_TILES": 2, "TILE": shape.tile, "WINDOW": 512}
+    common = {"layer": f"*{cache}", "tables": "*i32", "lengths": "*i32"}
+    results = {"partial": "*fp32", "most_of": "*fp32", "sum_of": "*fp32"}
+    share = {"KV_HEADS": 8, "GROUP": 4, "GROUP_WIDE": 16, "BLOCK": 32, "CAPPED": True}
+    launches = [
+        (
+            kernels.attend_share,
+            {**common, **results, "query": "*bf16", "scale": "fp32", "cap": "fp32"},
+            {**cut, **share, "OPERAND": OPERANDS[torch.bfloat16]},
+        ),
+        (
+            kernels.join_shares,
+            {**results, "lengths": "*i32", "sinks": "*fp32", "out": "*bf16", "value_scale": "fp32"},
+            {**cut, "HEADS": 32, "SHARES_WIDE": 16, "SINKS": True},
+        ),
+        (
+            kernels.write_new,
+            {**common, "keys": "*bf16", "values": "*bf16", "key_factor": "fp32", "value_factor": "fp32"},
+            {"KV_HEADS": 8, "SIZE": 128, "SIZE_WIDE": 128, "BLOCK": 32, "LIMIT": 448.0},
+        ),
+    ]
+    for kernel, types, constants in launches:
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else types.get(name, "i64") for name in names}
+        fixed = {(names.index(name),): value for name, value in constants.items()}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        assert triton.compile(source, target=GPUTarget("cuda", processor, 32)).asm["cubin"]
