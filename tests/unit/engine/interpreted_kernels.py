@@ -79,31 +79,62 @@ def crowd_changes(case: Case) -> list[int]:
     return changed
 
 
-def write_problems(case: Case) -> list[str]:
-    """What `write_new` put elsewhere than at the rows' last positions, or otherwise than rounded."""
+def write_problems(case: Case, normed: bool = False, rotated: int | None = None, starts: bool = False) -> list[str]:
+    """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it."""
     import torch
 
-    from tandem_server.engine.native.paged_attention import write_new
+    from tandem_server.engine.native.paged_attention import turn_and_write
 
     generator = torch.Generator().manual_seed(case.seed)
     cache, tables = _cache(case, generator)
-    before = cache.float().nan_to_num(nan=1e9)
+    wanted = cache.double()
+    rows, kv, heads, size = len(case.lengths), case.kv_heads, case.kv_heads * case.group, case.size
     # Numbers that every format holds exactly; those beyond FP8's largest must come out as that.
-    shape = (len(case.lengths), 2 * case.kv_heads + 1, case.size)
-    new = torch.randint(-8, 9, shape, generator=generator).to(getattr(torch, case.query)) / 4
-    new[:, :, 0] = 900.0
-    keys, values = new[:, : case.kv_heads], new[:, case.kv_heads : 2 * case.kv_heads]
+    new = torch.randint(-8, 9, (rows, heads + 2 * kv, size), generator=generator) / 4
+    new[:, -1, 0] = 900.0
+    new = new.to(getattr(torch, case.query))
+    turning = size if rotated is None else rotated
+    angles = torch.randn(2 * case.capacity, turning, generator=generator)
+    rope = (angles.cos(), angles.sin()) if normed else (torch.ones_like(angles), torch.zeros_like(angles))
+    norms = (torch.randn(size, generator=generator), torch.randn(size, generator=generator)) if normed else None
+    begins = torch.arange(rows) * 3 if starts else None
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
-    write_new(keys, values, cache, tables, lengths, case.key_scale, case.value_scale)
-    wanted = before.clone()
+    scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
+    query = turn_and_write(new, norms, 1e-5, rope, cache, tables, lengths, kv, starts=begins, **scales)
     limit = 448.0 if cache.dtype.itemsize == 1 else 1e9
+    tolerance = 1e-5 if normed else 0.0
+    problems = []
     for row, length in enumerate(case.lengths):
-        if length:
-            place = _places(tables, row, torch.tensor([length - 1]))
-            wanted[: case.kv_heads, place] = (keys[row].float() / case.key_scale).clamp(-limit, limit)[:, None]
-            wanted[case.kv_heads :, place] = (values[row].float() / case.value_scale).clamp(-limit, limit)[:, None]
-    wrong = (cache.float().nan_to_num(nan=1e9) != wanted).nonzero()
-    return [f"head {head} place {place} number {number}" for head, place, number in wrong[:5].tolist()]
+        if not length:
+            continue
+        qk, values = new[row, : heads + kv].double(), new[row, heads + kv :].double()
+        if norms is not None:
+            qk = qk / (qk.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            qk = torch.cat((qk[:heads] * norms[0], qk[heads:] * norms[1]))
+        at = length - 1 + (3 * row if starts else 0)
+        part = qk[:, :turning]
+        part = part * rope[0][at] + part.roll(turning // 2, -1) * rope[1][at]
+        qk = torch.cat((part, qk[:, turning:]), -1)
+        place = _places(tables, row, torch.tensor([length - 1]))
+        wanted[:kv, place] = (qk[heads:] / case.key_scale).clamp(-limit, limit)[:, None]
+        wanted[kv:, place] = (values / case.value_scale).clamp(-limit, limit)[:, None]
+        error = float((query[row].double().view(heads, size) - qk[:heads]).abs().max())
+        problems += [f"query of row {row} is {error} off"] if error > tolerance else []
+    wrong = ((cache.double().nan_to_num(nan=1e9) - wanted.nan_to_num(nan=1e9)).abs() > tolerance).nonzero()
+    return problems + [f"head {head} place {place} number {number}" for head, place, number in wrong[:5].tolist()]
+
+
+def gate_error(width: int, activation: str) -> float:
+    """Largest difference of `gated` from float64."""
+    import torch
+    import torch.nn.functional as F
+
+    from tandem_server.engine.native.paged_attention import gated
+
+    both = torch.randn(3, 2 * width, generator=torch.Generator().manual_seed(1)) * 3
+    x, up = both.double().chunk(2, -1)
+    wanted = {"silu": F.silu(x), "gelu": F.gelu(x), "gelu_tanh": F.gelu(x, approximate="tanh")}[activation] * up
+    return float((gated(both, activation) - wanted).abs().max())
 
 
 def _attend(case: Case, only: int | None = None) -> Any:

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.torch
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with torch for CUDA")
 
-from interpreted_kernels import Case, Interpreter, attention_error, crowd_changes, write_problems  # noqa: E402
+from interpreted_kernels import Case, Interpreter, attention_error, crowd_changes, gate_error, write_problems  # noqa: E402
 
 EXACT, HALF = 2e-6, 4e-3
 BORDERS = (0, 1, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128)
@@ -85,6 +85,17 @@ def test_new_keys_and_values_go_to_the_last_position_and_nowhere_else(interprete
     assert interpreter.run(write_problems, case) == []
 
 
+def test_keys_and_queries_are_normed_and_turned(interpreter):
+    case = Case((2, 0, 65), kv_heads=2, group=2)
+    assert interpreter.run(write_problems, case, True) == []
+    assert interpreter.run(write_problems, dataclasses.replace(case, size=80), True, 32, True) == []
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_the_gate(interpreter, activation):
+    assert interpreter.run(gate_error, 1500, activation) < 2e-5
+
+
 @pytest.mark.parametrize("processor", [80, 90])
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(processor, monkeypatch, tmp_path):
     """Down to machine code, with the assembler that comes with triton: what an interpreter accepts a GPU may not."""
@@ -114,10 +125,18 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(processor, monkeypatch, 
             {**cut, "HEADS": 32, "SHARES_WIDE": 16, "SINKS": True},
         ),
         (
-            kernels.write_new,
-            {**common, "keys": "*bf16", "values": "*bf16", "key_factor": "fp32", "value_factor": "fp32"},
-            {"KV_HEADS": 8, "SIZE": 128, "SIZE_WIDE": 128, "BLOCK": 32, "LIMIT": 448.0},
+            kernels.turn_and_write,
+            {
+                **dict.fromkeys(("projected", "query_norm", "key_norm", "cosines", "sines", "query"), "*bf16"),
+                **dict.fromkeys(("epsilon", "key_factor", "value_factor"), "fp32"),
+                **{**common, "starts": "*i64"},
+            },
+            {
+                **{"HEADS": 32, "KV_HEADS": 8, "SIZE": 128, "SIZE_WIDE": 128, "ROTATED": 64, "BLOCK": 32},
+                **{"NORMED": True, "STARTS": True, "LIMIT": 448.0},
+            },
         ),
+        (kernels.gate, {"both": "*bf16", "out": "*bf16"}, {"WIDTH": 3000, "PART": 1024, "ACTIVATION": "gelu_tanh"}),
     ]
     for kernel, types, constants in launches:
         names = kernel.arg_names

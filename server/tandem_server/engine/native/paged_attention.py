@@ -1,4 +1,4 @@
-"""Decode attention on a GPU, and the writing of new keys and values, by kernels that find the blocks themselves.
+"""Attention of decode steps on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
 
 Between the decoder and `paged_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
 lengths and block tables from the device, so that it can be part of a CUDA graph. A sequence is cut into shares by its
@@ -22,6 +22,8 @@ LARGEST_TILE = 16 << 10
 """Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
 LOG2_E = math.log2(math.e)
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+GATE_PART = 1024
+"""Numbers that a program of the gate makes."""
 FP8_LIMIT = 448.0
 """The largest number of float8_e4m3fn; it has no infinity, so what is beyond would become NaN."""
 
@@ -166,45 +168,82 @@ class PagedAttention:
         return out
 
 
-def write_new(
-    keys: torch.Tensor,
-    values: torch.Tensor,
+def turn_and_write(
+    projected: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    epsilon: float,
+    rope: tuple[torch.Tensor, torch.Tensor],
     layer: torch.Tensor,
     tables: torch.Tensor,
     lengths: torch.Tensor,
+    kv_heads: int,
+    *,
+    starts: torch.Tensor | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
-) -> None:
-    """Puts keys and values of each sequence's last token where its block table says; rows of length 0 write nothing.
+) -> torch.Tensor:
+    """What stands between projection and attention, in one kernel: norms, rotary positions, the cache's new entries.
+
+    Rows of length 0 write nothing, and their queries are not made.
 
     Args:
-        keys: `[rows, kv_heads, size]`, the last dimension contiguous.
-        values: the same.
+        projected: `[rows, heads + 2 x kv_heads, size]` contiguous: queries, keys and values of each sequence's last token.
+        norms: weights `[size]` of the norms of queries and keys; None where there are none.
+        epsilon: of the norms.
+        rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.
         layer: `[2 x kv_heads, positions, size]`, keys before values.
         tables: int32 `[at least rows, blocks]`.
         lengths: int32 `[rows]`, the new token counted.
+        kv_heads: key heads.
+        starts: int64 `[at least rows]`: row of the position tables where each sequence's begin; None: all at 0.
         key_scale: what cached keys will be multiplied by (FP8).
         value_scale: the same for values.
+
+    Returns:
+        Queries `[rows, kv_heads, heads per kv_head, size]`.
     """
-    rows, kv_heads, size = keys.shape
-    kernels.write_new[(rows, 2 * kv_heads)](
-        keys,
-        values,
-        layer,
-        tables,
+    rows, width, size = projected.shape
+    heads = width - 2 * kv_heads
+    query = torch.empty(rows, kv_heads, heads // kv_heads, size, dtype=projected.dtype, device=projected.device)
+    cosines, sines = rope
+    query_norm, key_norm = norms or (projected, projected)
+    kernels.turn_and_write[(rows, width)](
+        projected,
+        query_norm,
+        key_norm,
+        cosines,
+        sines,
+        lengths if starts is None else starts,
         lengths,
+        tables,
+        query,
+        layer,
+        epsilon,
         1.0 / key_scale,
         1.0 / value_scale,
-        keys.stride(0),
-        keys.stride(1),
-        values.stride(0),
-        values.stride(1),
-        layer.stride(0),
+        projected.stride(0),
         tables.stride(0),
+        layer.stride(0),
+        HEADS=heads,
         KV_HEADS=kv_heads,
         SIZE=size,
         SIZE_WIDE=int(triton.next_power_of_2(size)),
+        ROTATED=cosines.shape[-1],
+        NORMED=norms is not None,
+        STARTS=starts is not None,
         BLOCK=BLOCK,
         LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
         num_warps=1,
     )
+    return query
+
+
+def gated(both: torch.Tensor, activation: str) -> torch.Tensor:
+    """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`."""
+    rows, width = both.shape[0], both.shape[1] // 2
+    out = torch.empty(rows, width, dtype=both.dtype, device=both.device)
+    part = min(GATE_PART, int(triton.next_power_of_2(width)))
+    kernels.gate[(rows, int(triton.cdiv(width, part)))](
+        both, out, both.stride(0), WIDTH=width, PART=part, ACTIVATION=activation, num_warps=4
+    )
+    return out

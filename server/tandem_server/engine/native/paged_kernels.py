@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
 # ruff: noqa: ANN001, ANN201
-"""Triton kernels over the paged cache: attention of one new token a sequence, and the writing of its key and value.
+"""Triton kernels of a decode step: attention over the paged cache, what comes before it, and the gate of a feed-forward.
 
 Launched by `paged_attention.py`, which says what the arguments are. Names in capitals are known when a kernel is
 compiled. Query heads that share a key head are the rows of one product, padded to the 16 that tensor cores take.
@@ -136,41 +136,81 @@ def join_shares(
 
 
 @triton.jit
-def write_new(
-    keys,
-    values,
-    layer,
-    tables,
+def turn_and_write(
+    projected,
+    query_norm,
+    key_norm,
+    cosines,
+    sines,
+    starts,
     lengths,
+    tables,
+    query,
+    layer,
+    epsilon,
     key_factor,
     value_factor,
-    keys_row,
-    keys_head,
-    values_row,
-    values_head,
-    layer_head,
+    projected_row,
     table_row,
+    layer_head,
+    HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     SIZE_WIDE: tl.constexpr,
+    ROTATED: tl.constexpr,
+    NORMED: tl.constexpr,
+    STARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """One head's key or value of one sequence's new token."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    """One head of one sequence's new token: a query is normed and turned, a key cached after that, a value as it is."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(lengths + row) - 1
     if position >= 0:
         dims = tl.arange(0, SIZE_WIDE)
-        wide_row = row.to(tl.int64)
-        if head < KV_HEADS:
-            number = tl.load(keys + wide_row * keys_row + head * keys_head + dims, mask=dims < SIZE, other=0.0)
-            factor = key_factor
+        is_number = dims < SIZE
+        source = projected + row * projected_row + head * SIZE
+        number = tl.load(source + dims, mask=is_number, other=0.0).to(tl.float32)
+        if head < HEADS + KV_HEADS:
+            is_turned = dims < ROTATED
+            partners = tl.where(is_turned, (dims + ROTATED // 2) % ROTATED, dims)
+            partner = tl.load(source + partners, mask=is_turned, other=0.0).to(tl.float32)
+            if NORMED:
+                spread = tl.rsqrt(tl.sum(number * number, 0) / SIZE + epsilon)
+                weights = query_norm if head < HEADS else key_norm
+                number *= spread * tl.load(weights + dims, mask=is_number, other=0.0).to(tl.float32)
+                partner *= spread * tl.load(weights + partners, mask=is_turned, other=0.0).to(tl.float32)
+            turn = position.to(tl.int64)
+            if STARTS:
+                turn += tl.load(starts + row)
+            cosine = tl.load(cosines + turn * ROTATED + dims, mask=is_turned, other=1.0).to(tl.float32)
+            sine = tl.load(sines + turn * ROTATED + dims, mask=is_turned, other=0.0).to(tl.float32)
+            number = number * cosine + partner * sine
+        if head < HEADS:
+            to = query + (row * HEADS + head) * SIZE + dims
+            tl.store(to, number.to(query.dtype.element_ty), mask=is_number)
         else:
-            at = wide_row * values_row + (head - KV_HEADS) * values_head
-            number = tl.load(values + at + dims, mask=dims < SIZE, other=0.0)
-            factor = value_factor
-        if LIMIT > 0:
-            number = tl.minimum(tl.maximum(number.to(tl.float32) * factor, -LIMIT), LIMIT)
-        block = tl.load(tables + wide_row * table_row + position // BLOCK).to(tl.int64)
-        place = head.to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
-        tl.store(layer + place + dims, number.to(layer.dtype.element_ty), mask=dims < SIZE)
+            if LIMIT > 0:
+                number *= key_factor if head < HEADS + KV_HEADS else value_factor
+                number = tl.minimum(tl.maximum(number, -LIMIT), LIMIT)
+            block = tl.load(tables + row * table_row + position // BLOCK).to(tl.int64)
+            place = (head - HEADS).to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
+            tl.store(layer + place + dims, number.to(layer.dtype.element_ty), mask=is_number)
+
+
+@triton.jit
+def gate(both, out, both_row, WIDTH: tl.constexpr, PART: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Part of a row of `activation(gate) * up`, of which `both` has the gates before the ups."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * PART + tl.arange(0, PART)
+    is_number = columns < WIDTH
+    x = tl.load(both + row * both_row + columns, mask=is_number, other=0.0).to(tl.float32)
+    up = tl.load(both + row * both_row + WIDTH + columns, mask=is_number, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    else:
+        # tanh(x) = 2 sigmoid(2x) - 1
+        x = x * tl.sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x))
+    tl.store(out + row * WIDTH + columns, (x * up).to(out.dtype.element_ty), mask=is_number)
