@@ -27,7 +27,7 @@ class CudaGraphs:
     """Real ones, in one pool of memory."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, compute: Callable[[], Result]) -> Callable[[], Result]:

@@ -187,7 +187,7 @@ def turn_and_write(
     Rows of length 0 write nothing, and their queries are not made.
 
     Args:
-        projected: `[rows, heads + 2 x kv_heads, size]` contiguous: queries, keys and values of each sequence's last token.
+        projected: `[rows, heads + 2 x kv_heads, size]` contiguous: queries, keys, values of each sequence's last token.
         norms: weights `[size]` of the norms of queries and keys; None where there are none.
         epsilon: of the norms.
         rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
 # ruff: noqa: ANN001, ANN201
-"""Triton kernels of a decode step: attention over the paged cache, what comes before it, and the gate of a feed-forward.
+"""Triton kernels of a decode step: attention over the paged cache, what comes before it, and a feed-forward's gate.
 
 Launched by `paged_attention.py`, which says what the arguments are. Names in capitals are known when a kernel is
 compiled. Query heads that share a key head are the rows of one product, padded to the 16 that tensor cores take.
