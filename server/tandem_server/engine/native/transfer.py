@@ -52,7 +52,7 @@ def upload(numbers: object, dtype: torch.dtype, device: torch.device) -> torch.T
 
 
 class StepInputs:
-    """What the kernels of a step read of the plan: int32 buffers by slot that stand still, written by one copy a step."""
+    """What a step's kernels read of its plan: int32 buffers by slot that stand still, written by one copy a step."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self._device = device
