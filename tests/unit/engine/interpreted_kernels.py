@@ -83,8 +83,6 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it."""
     import torch
 
-    from tandem_server.engine.native.paged_attention import turn_and_write
-
     generator = torch.Generator().manual_seed(case.seed)
     cache, tables = _cache(case, generator)
     wanted = cache.double()
@@ -96,11 +94,10 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     turning = size if rotated is None else rotated
     angles = torch.randn(2 * case.capacity, turning, generator=generator)
     rope = (angles.cos(), angles.sin()) if normed else (torch.ones_like(angles), torch.zeros_like(angles))
-    norms = (torch.randn(size, generator=generator), torch.randn(size, generator=generator)) if normed else None
+    norms = [torch.randn(size, generator=generator) if normed else None for _ in range(2)]
     begins = torch.arange(rows) * 3 if starts else None
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
-    scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
-    query = turn_and_write(new, norms, 1e-5, rope, cache, tables, lengths, kv, starts=begins, **scales)
+    query = _kernels(case, rows, cache).turn_and_write(new, tuple(norms), 1e-5, rope, cache, tables, lengths, begins)
     limit = 448.0 if cache.dtype.itemsize == 1 else 1e9
     tolerance = 1e-5 if normed else 0.0
     problems = []
@@ -108,7 +105,7 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
         if not length:
             continue
         qk, values = new[row, : heads + kv].double(), new[row, heads + kv :].double()
-        if norms is not None:
+        if normed:
             qk = qk / (qk.square().mean(-1, keepdim=True) + 1e-5).sqrt()
             qk = torch.cat((qk[:heads] * norms[0], qk[heads:] * norms[1]))
         at = length - 1 + (3 * row if starts else 0)
@@ -141,8 +138,6 @@ def _attend(case: Case, only: int | None = None) -> Any:
     """The kernels' result and the reference; with `only` that row alone takes part, in as few rows as hold it."""
     import torch
 
-    from tandem_server.engine.native.paged_attention import KernelShape, PagedAttention
-
     generator = torch.Generator().manual_seed(case.seed)
     cache, tables = _cache(case, generator)
     for row, length in enumerate(case.lengths):
@@ -152,23 +147,34 @@ def _attend(case: Case, only: int | None = None) -> Any:
     heads = (case.kv_heads, case.group)
     query = torch.randn(len(case.lengths), *heads, case.size, generator=generator).to(getattr(torch, case.query))
     sinks = torch.randn(case.kv_heads * case.group, generator=generator) if case.sinks else None
-    shape = KernelShape(*heads, case.size, case.capacity, cache.itemsize, case.processors, least_share=case.least_share)
     lengths = [n if only in (None, row) else 0 for row, n in enumerate(case.lengths)]
     rows = len(lengths) if only is None else only + 1
-    operand = torch.float16 if case.query == "float16" else torch.float32
-    attention = PagedAttention(shape, rows, operand, torch.device("cpu"))
+    attention = _kernels(case, rows, cache)
     for poisoned in (attention._partial, attention._most, attention._sums):
         poisoned.fill_(float("nan"))
     scale = case.size**-0.5
     options = {"cap": case.cap, "window": case.window, "sinks": sinks}
     scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
     on_device = torch.tensor(lengths[:rows], dtype=torch.int32)
-    got = attention.attend(query[:rows], cache, tables, on_device, scale=scale, **options, **scales)
+    got = attention.attend(query[:rows], cache, tables, on_device, scale=scale, **options)
     wanted = [
         reference(query[row], cache[:, _places(tables, row, torch.arange(length))], scale, **options, **scales)
         for row, length in enumerate(lengths[:rows])
     ]
     return got, wanted
+
+
+def _kernels(case: Case, rows: int, cache: Any) -> Any:
+    import torch
+
+    from tandem_server.engine.native.paged_attention import KernelShape, PagedAttention
+
+    size, capacity = case.size, case.capacity
+    shape = KernelShape(
+        case.kv_heads, case.group, size, capacity, cache.itemsize, case.processors, least_share=case.least_share
+    )
+    operand = torch.float16 if case.query == "float16" else torch.float32
+    return PagedAttention(shape, rows, operand, torch.device("cpu"), case.key_scale, case.value_scale)
 
 
 def _cache(case: Case, generator: Any) -> Any:

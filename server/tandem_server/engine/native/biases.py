@@ -8,6 +8,7 @@ import torch
 
 from tandem_server.engine.native.needs import MAX_BIASES, MAX_WORD_TOKENS, Bias, biases_of
 from tandem_server.engine.native.plan import NOTHING, Admission
+from tandem_server.engine.native.transfer import upload
 
 ANY = -1
 """In an entry's condition: whatever token stood there."""
@@ -31,12 +32,12 @@ class Biases:
         """Writes a request's entries into its slot."""
         slot, entries = admission.slot, biases_of(admission.sampling, admission.stop_tokens)
         padded = entries + [Bias(0, 0.0, 0)] * (MAX_BIASES - len(entries))
-        self._tokens[slot] = torch.tensor([entry.token for entry in padded], dtype=torch.int64)
-        self._values[slot] = torch.tensor([entry.value for entry in padded], dtype=torch.float32)
-        self._until[slot] = torch.tensor([entry.until for entry in padded], dtype=torch.int64)
+        self._tokens[slot] = upload([entry.token for entry in padded], torch.int64, self._device)
+        self._values[slot] = upload([entry.value for entry in padded], torch.float32, self._device)
+        self._until[slot] = upload([entry.until for entry in padded], torch.int64, self._device)
         wide = self._before.shape[-1]
         before = [[ANY] * (wide - len(entry.after)) + list(entry.after) for entry in padded]
-        self._before[slot] = torch.tensor(before, dtype=torch.int64)
+        self._before[slot] = upload(before, torch.int64, self._device)
         self._made[slot] = 0
         self._last[slot] = NOTHING - 1  # neither a token nor ANY
 

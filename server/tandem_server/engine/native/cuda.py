@@ -10,6 +10,7 @@ from tandem_server.engine.native.executors import Pending
 from tandem_server.engine.native.plan import StepPlan, StepResult
 from tandem_server.engine.native.step import StepOutput
 from tandem_server.engine.native.timeline import DeviceTimes
+from tandem_server.engine.native.transfer import PinnedRing
 
 
 class _CudaPending:
@@ -31,8 +32,10 @@ class _CudaPending:
 class CudaExecutor:
     """Queues steps on one compute stream and copies their outcome to pinned memory on a second one."""
 
-    def __init__(self, compute: Callable[[StepPlan], StepOutput], device: torch.device) -> None:
+    def __init__(self, compute: Callable[[StepPlan], StepOutput], device: torch.device, slots: int) -> None:
         self._compute = compute
+        # The loops read a step's tokens before they launch the next but one, so no buffer is written while it is read.
+        self._tokens = PinnedRing((slots,), torch.int64, device)
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -58,17 +61,23 @@ class CudaExecutor:
             ended.record()
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)
-            tokens, ids, values = map(self._copy, (output.tokens, output.ids, output.values))
+            tokens = self._tokens.take()[: len(output.tokens)]
+            self._copy(output.tokens, tokens)
+            ids, values = map(self._copy_anew, (output.ids, output.values))
             on_host = replace(output, tokens=tokens, ids=ids, values=values)
             copied.record()
+            self._tokens.used_until(copied)
         return _CudaPending(self, on_host, (began, ended, copied))
 
     def close(self) -> None:
         torch.cuda.synchronize(self._device)
 
-    def _copy(self, tensor: torch.Tensor | None) -> torch.Tensor:
+    def _copy_anew(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None:
-            return None  # type: ignore[return-value]
+            return None
+        return self._copy(tensor, torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))
+
+    def _copy(self, tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         # The compute stream must not hand the tensor's memory to another one before the copy has read it.
         tensor.record_stream(self._copies)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        return target.copy_(tensor, non_blocking=True)

@@ -71,7 +71,7 @@ class NativeEngine:
 
     def _executor(self) -> Executor:
         if self._device.type == "cuda":
-            return CudaExecutor(self._step.compute, self._device)
+            return CudaExecutor(self._step.compute, self._device, self._limits.slots)
         return (WorkerExecutor if self.overlapped else InlineExecutor)(self._step.compute)
 
     def _on_admit(self, add: Add, slot: int) -> None:

@@ -77,14 +77,88 @@ class PagedAttention:
         rows: the most sequences of a launch.
         operand: what is multiplied: the queries' format, or a wider one (triton's interpreter has no bfloat16 there).
         device: where to compute.
+        key_scale: what cached keys are multiplied by when they are read, where the cache is FP8.
+        value_scale: the same for values.
     """
 
-    def __init__(self, shape: KernelShape, rows: int, operand: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: KernelShape,
+        rows: int,
+        operand: torch.dtype,
+        device: torch.device,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
+    ) -> None:
         self.shape, self._operand = shape, OPERANDS[operand]
+        self._key_scale, self._value_scale = key_scale, value_scale
         heads = (rows, shape.kv_heads * shape.group, shape.shares)
         self._partial = torch.empty(*heads, shape.size, dtype=torch.float32, device=device)
         self._most = torch.empty(heads, dtype=torch.float32, device=device)
         self._sums = torch.empty(heads, dtype=torch.float32, device=device)
+
+    def turn_and_write(
+        self,
+        projected: torch.Tensor,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        epsilon: float,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        layer: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+        starts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What stands between projection and attention in one kernel: norms, rotary positions, new entries of the cache.
+
+        Rows of length 0 write nothing, and their queries are not made.
+
+        Args:
+            projected: `[rows, heads + 2 x kv_heads, size]` contiguous: queries, keys, values of each one's last token.
+            norms: weights `[size]` of the norms of queries and of keys; None where there are none.
+            epsilon: of the norms.
+            rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.
+            layer: `[2 x kv_heads, positions, size]`, keys before values.
+            tables: int32 `[at least rows, blocks]`.
+            lengths: int32 `[rows]`, the new token counted.
+            starts: int64 `[at least rows]`: row of the position tables where each sequence's begin; None: all at 0.
+
+        Returns:
+            Queries `[rows, kv_heads, group, size]`.
+        """
+        shape, rows = self.shape, len(projected)
+        heads = (rows, shape.kv_heads, shape.group, shape.size)
+        query = torch.empty(heads, dtype=projected.dtype, device=projected.device)
+        cosines, sines = rope
+        query_norm, key_norm = norms
+        kernels.turn_and_write[(rows, projected.shape[1])](
+            projected,
+            projected if query_norm is None else query_norm,
+            projected if key_norm is None else key_norm,
+            cosines,
+            sines,
+            lengths if starts is None else starts,
+            lengths,
+            tables,
+            query,
+            layer,
+            epsilon,
+            1.0 / self._key_scale,
+            1.0 / self._value_scale,
+            projected.stride(0),
+            tables.stride(0),
+            layer.stride(0),
+            HEADS=shape.kv_heads * shape.group,
+            KV_HEADS=shape.kv_heads,
+            SIZE=shape.size,
+            SIZE_WIDE=int(triton.next_power_of_2(shape.size)),
+            ROTATED=cosines.shape[-1],
+            NORMED=query_norm is not None,
+            STARTS=starts is not None,
+            BLOCK=BLOCK,
+            LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
+            num_warps=1,
+        )
+        return query
 
     def attend(
         self,
@@ -97,8 +171,6 @@ class PagedAttention:
         cap: float | None = None,
         window: int | None = None,
         sinks: torch.Tensor | None = None,
-        key_scale: float = 1.0,
-        value_scale: float = 1.0,
     ) -> torch.Tensor:
         """Mixed values of one token a sequence, `[rows, kv_heads, group, size]` in the queries' format.
 
@@ -110,9 +182,7 @@ class PagedAttention:
             scale: factor of the scores.
             cap: the scores become `cap * tanh(score / cap)`.
             window: a token sees so many keys, its own among them.
-            sinks: float32 `[kv_heads * group]`: one more score a head, which stands for no value.
-            key_scale: what cached keys are multiplied by (FP8).
-            value_scale: the same for values.
+            sinks: `[kv_heads * group]`: one more score a head, which stands for no value.
         """
         shape, rows = self.shape, query.shape[0]
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -125,7 +195,7 @@ class PagedAttention:
             self._partial,
             self._most,
             self._sums,
-            scale * key_scale * (1.0 if cap is not None else LOG2_E),
+            scale * self._key_scale * (1.0 if cap is not None else LOG2_E),
             0.0 if cap is None else cap,
             query.stride(0),
             query.stride(1),
@@ -153,7 +223,7 @@ class PagedAttention:
             lengths,
             out if sinks is None else sinks,
             out,
-            value_scale,
+            self._value_scale,
             HEADS=shape.kv_heads * shape.group,
             SIZE=shape.size,
             SIZE_WIDE=wide,
@@ -166,76 +236,6 @@ class PagedAttention:
             num_warps=4,
         )
         return out
-
-
-def turn_and_write(
-    projected: torch.Tensor,
-    norms: tuple[torch.Tensor, torch.Tensor] | None,
-    epsilon: float,
-    rope: tuple[torch.Tensor, torch.Tensor],
-    layer: torch.Tensor,
-    tables: torch.Tensor,
-    lengths: torch.Tensor,
-    kv_heads: int,
-    *,
-    starts: torch.Tensor | None = None,
-    key_scale: float = 1.0,
-    value_scale: float = 1.0,
-) -> torch.Tensor:
-    """What stands between projection and attention, in one kernel: norms, rotary positions, the cache's new entries.
-
-    Rows of length 0 write nothing, and their queries are not made.
-
-    Args:
-        projected: `[rows, heads + 2 x kv_heads, size]` contiguous: queries, keys, values of each sequence's last token.
-        norms: weights `[size]` of the norms of queries and keys; None where there are none.
-        epsilon: of the norms.
-        rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.
-        layer: `[2 x kv_heads, positions, size]`, keys before values.
-        tables: int32 `[at least rows, blocks]`.
-        lengths: int32 `[rows]`, the new token counted.
-        kv_heads: key heads.
-        starts: int64 `[at least rows]`: row of the position tables where each sequence's begin; None: all at 0.
-        key_scale: what cached keys will be multiplied by (FP8).
-        value_scale: the same for values.
-
-    Returns:
-        Queries `[rows, kv_heads, heads per kv_head, size]`.
-    """
-    rows, width, size = projected.shape
-    heads = width - 2 * kv_heads
-    query = torch.empty(rows, kv_heads, heads // kv_heads, size, dtype=projected.dtype, device=projected.device)
-    cosines, sines = rope
-    query_norm, key_norm = norms or (projected, projected)
-    kernels.turn_and_write[(rows, width)](
-        projected,
-        query_norm,
-        key_norm,
-        cosines,
-        sines,
-        lengths if starts is None else starts,
-        lengths,
-        tables,
-        query,
-        layer,
-        epsilon,
-        1.0 / key_scale,
-        1.0 / value_scale,
-        projected.stride(0),
-        tables.stride(0),
-        layer.stride(0),
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        SIZE=size,
-        SIZE_WIDE=int(triton.next_power_of_2(size)),
-        ROTATED=cosines.shape[-1],
-        NORMED=norms is not None,
-        STARTS=starts is not None,
-        BLOCK=BLOCK,
-        LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
-        num_warps=1,
-    )
-    return query
 
 
 def gated(both: torch.Tensor, activation: str) -> torch.Tensor:

@@ -12,6 +12,7 @@ from tandem_server.engine.native.biases import Biases
 from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
+from tandem_server.engine.native.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Sampler:
         )
         top_k = min(s.top_k, self._shape[1]) if s.top_k > 0 else self._shape[1]
         integers = (s.seed, top_k, s.temperature > 0, is_short(s), is_sorted(s))
-        self._numbers[slot] = torch.tensor(numbers, dtype=torch.float32)
-        self._integers[slot] = torch.tensor(integers, dtype=torch.int64)
+        self._numbers[slot] = upload(numbers, torch.float32, self._device)
+        self._integers[slot] = upload(integers, torch.int64, self._device)
         if is_biased(s) and self._biases is None:
             self._biases = Biases(self._shape[0], self._device)
         if self._biases is not None:
@@ -65,7 +66,7 @@ class Sampler:
             self._counts[slot].zero_()
             self._in_prompt[slot].zero_()
             if is_penalised(s):
-                self._in_prompt[slot, torch.tensor(admission.prompt, device=self._device)] = True
+                self._in_prompt[slot, upload(admission.prompt, torch.int64, self._device)] = True
 
     def sample(self, logits: torch.Tensor, taken: torch.Tensor, positions: torch.Tensor, needs: Needs) -> Sampled:
         """The next token of the first `rows` slots.
