@@ -11,7 +11,7 @@ import torch
 
 from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
-from tandem_server.engine.native.config import DecoderConfig, read_decoder_config
+from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
@@ -150,7 +150,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         slots=slots,
         context_limit=config.context_limit,
         context=context,
-        context_reason=reason or _window_reason(config, spec),
+        context_reason=reason,
         embedding_size=0,
         engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
         f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys",
@@ -162,12 +162,6 @@ def _row_sizes(weights: DecoderWeights, slots: int, dtype: torch.dtype, device: 
     """On a GPU every step computes all slots: the matrices are read once either way."""
     with torch.inference_mode():
         return row_invariant_sizes(weights.linears(), slots, dtype) if device.type == "cpu" else (slots,)
-
-
-def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:
-    if config.window_limited and spec.context is None:
-        return f"the model's attention window is {config.context_limit} tokens; a longer context is not supported yet"
-    return ""
 
 
 def _used(device: torch.device) -> int:

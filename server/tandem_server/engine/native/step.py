@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
@@ -60,6 +61,7 @@ class DeviceStep:
         self._sampler = Sampler(slots, decoder.config.vocabulary, device)
         self._last_tokens = torch.full((slots,), NOTHING, dtype=torch.int64, device=device)
         self._hidden = torch.zeros(slots, decoder.config.hidden, dtype=decoder.dtype, device=device)
+        self._history = None if decoder.switch is None else History(decoder, decoder.switch)
         self._broken: set[int] = set()
         """Slots whose request has failed: left out of the steps until they are given out again."""
         self._in_a_row: dict[str, int] = {}
@@ -73,7 +75,15 @@ class DeviceStep:
             with self._contained("admission", (admission.slot,), failures):
                 self._last_tokens[admission.slot] = NOTHING
                 self._decoder.cache.admit(admission.slot, admission.blocks)
+                self._decoder.begin(admission.slot, len(admission.prompt))
+                if self._history is not None:
+                    self._history.admit(admission.slot, self._to_device(admission.prompt))
                 self._sampler.admit(admission)
+        if self._history is not None:
+            for row in plan.decode:
+                if row.slot not in self._broken:
+                    with self._contained("second reading", (row.slot,), failures):
+                        self._history.reread(row.slot, row.position)
         decoding = [row for row in plan.decode if row.slot not in self._broken]
         hidden = self._hidden
         if decoding:
@@ -139,6 +149,8 @@ class DeviceStep:
         is_taken = on_device[0].bool()
         sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
         self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
+        if self._history is not None:
+            self._history.record(is_taken, on_device[1], sampled.tokens)
         told = torch.where(sampled.finite, sampled.tokens, BAD_ROW)
         return StepOutput([slot for slot, _ in samples], told, sampled.ids, sampled.values, failures)
 
