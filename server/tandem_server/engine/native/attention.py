@@ -136,9 +136,10 @@ class Attention:
         """Takes the finest span whose results are bit for bit those of `SPAN`, on this machine and in this dtype.
 
         Short sequences then cost less, and the answer still does not depend on how far the longest neighbour is. In the
-        same way it is made sure that a span without a key that is seen may be left out before the others.
+        same way it is made sure that a span without a key that is seen may be left out before the others. On a GPU the
+        longest span stays.
         """
-        if not self._config.plain_attention:
+        if not self._config.plain_attention or self._device.type != "cpu":
             return
         config, size, capacity = self._config, self._config.head_size, self._cache.capacity
         group, whole, double = config.heads // self._kv, min(SPAN, capacity), min(2 * SPAN, capacity)

@@ -21,6 +21,10 @@ SCORES_AT_ONCE = 64
 _NULL_MEANS_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
+class NotFused(LoadError):
+    """The fused decoder does not compute this; the text says what of it."""
+
+
 @dataclass(frozen=True)
 class LayerConfig:
     """What may differ from layer to layer."""
@@ -117,16 +121,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def architecture_of(raw: dict[str, Any]) -> str:
-    """The class that the checkpoint names. Raises LoadError for one that no part of this engine computes."""
+    """The class that the checkpoint names. Raises LoadError where it names none."""
     names = raw.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else ""
-    if name not in DECODERS + ENCODERS:
-        raise LoadError(
-            f"architecture {name or '(none named in config.json)'} is not supported by the native engine; "
-            f"it computes {', '.join(DECODERS)} and, for embeddings, {', '.join(ENCODERS)}"
-        )
-    refuse_quantised(raw)
-    return str(name)
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise LoadError("config.json names no architecture (architectures)")
+    return names[0]
 
 
 def refuse_quantised(raw: dict[str, Any]) -> None:
@@ -140,18 +139,26 @@ def refuse_quantised(raw: dict[str, Any]) -> None:
 
 
 def read_decoder_config(folder: Path) -> DecoderConfig:
-    """The decoder that `folder/config.json` describes. Raises LoadError for anything it cannot compute exactly."""
+    """The decoder that `folder/config.json` describes.
+
+    Raises:
+        NotFused: the fused decoder does not compute such a model, though another way might.
+        LoadError: a number is missing or impossible, or the weights are quantised.
+    """
     raw = read_json(folder / "config.json")
     architecture = architecture_of(raw)
-    if architecture not in DECODERS:
+    if architecture in ENCODERS:
         raise LoadError(f"{architecture} makes embeddings, not text: set task to Embed or Auto")
+    refuse_quantised(raw)
+    if architecture not in DECODERS:
+        raise NotFused(f"{architecture} has no fused decoder")
     family = FAMILIES[architecture]
     raw = _with_defaults(raw, family)
     if raw.get("use_bidirectional_attention"):
         raise LoadError("config.json: use_bidirectional_attention is set, which is for embeddings: set task to Embed")
     activation = str(raw[family.activation])
     if activation not in ACTIVATIONS:
-        raise LoadError(f"{family.activation} {activation} is not supported; {', '.join(ACTIVATIONS)} are")
+        raise NotFused(f"{family.activation} {activation} is not supported; {', '.join(ACTIVATIONS)} are")
     heads = _positive(raw, "num_attention_heads")
     kv_heads = _positive(raw, "num_key_value_heads", heads)
     hidden = _positive(raw, "hidden_size")
@@ -252,7 +259,7 @@ def _layer_types(raw: dict[str, Any], family: Family, count: int) -> list[str]:
         raise LoadError(f"config.json: layer_types must name each of the {count} layers")
     unknown = sorted({str(kind) for kind in types} - set(LAYER_TYPES))
     if unknown:
-        raise LoadError(f"config.json: layer_types names {unknown[0]}, which is not supported")
+        raise NotFused(f"config.json: layer_types names {unknown[0]}, which is not supported")
     return types
 
 

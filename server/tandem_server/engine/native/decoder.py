@@ -42,6 +42,11 @@ class Decoder:
         self._embedding_scale = config.hidden**0.5 if config.family.scaled_embedding else None
 
     @property
+    def width(self) -> int:
+        """A row carries its hidden state."""
+        return self.config.hidden
+
+    @property
     def span(self) -> int:
         """Decode steps attend to a multiple of so many keys."""
         return self._attention.span

@@ -7,7 +7,7 @@ makes one step of such a request as long as a prompt of `switch` tokens.
 
 import torch
 
-from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.model import Model
 
 CHUNK = 256
 """Tokens that are read at once: no more than a prompt's chunk has."""
@@ -16,7 +16,7 @@ CHUNK = 256
 class History:
     """Tokens by slot and position."""
 
-    def __init__(self, decoder: Decoder, switch: int) -> None:
+    def __init__(self, decoder: Model, switch: int) -> None:
         self._decoder, self._switch = decoder, switch
         # One column more than needed: rows that take no token write there.
         self._tokens = torch.zeros(decoder.slots, decoder.context + 1, dtype=torch.int64, device=decoder.device)

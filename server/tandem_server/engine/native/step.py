@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
+from tandem_server.engine.native.model import Model
 from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
 from tandem_server.engine.native.sampler import Sampler
@@ -51,7 +51,7 @@ class StepOutput:
 class DeviceStep:
     """The device side of the engine: decoder, sampler and the buffers by slot."""
 
-    def __init__(self, decoder: Decoder, sizes: tuple[int, ...], checked: bool = False) -> None:
+    def __init__(self, decoder: Model, sizes: tuple[int, ...], checked: bool = False) -> None:
         self._decoder = decoder
         self._sizes = sizes
         """Numbers of rows that may be computed, ascending, ending with the number of slots."""
@@ -60,7 +60,7 @@ class DeviceStep:
         slots, device = decoder.slots, decoder.device
         self._sampler = Sampler(slots, decoder.config.vocabulary, device)
         self._last_tokens = torch.full((slots,), NOTHING, dtype=torch.int64, device=device)
-        self._hidden = torch.zeros(slots, decoder.config.hidden, dtype=decoder.dtype, device=device)
+        self._hidden = torch.zeros(slots, decoder.width, dtype=decoder.dtype, device=device)
         self._history = None if decoder.switch is None else History(decoder, decoder.switch)
         self._broken: set[int] = set()
         """Slots whose request has failed: left out of the steps until they are given out again."""
