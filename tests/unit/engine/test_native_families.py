@@ -30,6 +30,8 @@ CROWDED = {
     "caps": ("Gemma2ForCausalLM", {"sliding_window": 50, "head_dim": 16}),
     "experts": ("MixtralForCausalLM", SPARSE),
     "sinks": ("GptOssForCausalLM", {"head_dim": 16, "sliding_window": 50, "layer_types": TYPES, **SPARSE}),
+    "library": ("Olmo2ForCausalLM", {}),
+    "library-experts": ("OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 SWITCH = 40
 LONGROPE = {
@@ -123,6 +125,35 @@ def test_a_sequence_that_outgrows_the_original_context_is_read_again(overlapped,
             logits = reference(torch.tensor([sequence])).logits[0, -1]
             assert token == int(logits.argmax()), f"after {len(sequence)} tokens"
             sequence.append(token)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("Gemma3ForCausalLM", {"head_dim": 16, "sliding_window": 50, "layer_types": TYPES}),
+        ("GptOssForCausalLM", {"head_dim": 16, "sliding_window": 50, "layer_types": TYPES, **SPARSE}),
+        ("MixtralForCausalLM", SPARSE),
+        ("CohereForCausalLM", {}),
+    ],
+)
+@torch.inference_mode()
+def test_bfloat16_stays_near_float32(architecture, overrides, make_checkpoint):
+    """The same rounded weights, computed in either format; in half precision experts may change places."""
+    folder = make_checkpoint(architecture, dtype="bfloat16", **overrides)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    spec = RunnerSpec("m", str(folder), "", dtype="BFloat16", slots=2, context=300, threads=1)
+    decoder = load_generator(spec, lambda *_: None)._step._decoder
+    assert decoder.dtype is torch.bfloat16
+    prompt = [(i * 37) % 150 + 3 for i in range(100)]
+    blocks = decoder.cache.slot_blocks
+    for slot in range(2):
+        decoder.cache.admit(slot, range(slot * blocks, (slot + 1) * blocks))
+        decoder.prefill(slot, torch.tensor(prompt), 0)
+    positions, places = (torch.tensor(numbers) for numbers in decoder.cache.locate([101, 101]))
+    logits = decoder.head(decoder.decode(torch.tensor([7, 7]), positions, places, [101, 101]))
+    wanted = reference(torch.tensor([[*prompt, 7]])).logits[0, -1]
+    assert torch.equal(logits[0], logits[1])
+    assert torch.cosine_similarity(logits[0], wanted, dim=0) > 0.99
 
 
 def test_a_context_within_the_original_one_needs_no_second_reading(make_checkpoint):

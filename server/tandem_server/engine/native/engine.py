@@ -122,7 +122,9 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     if why is None:
         weights = load_decoder(checkpoint, config, dtype, device)
     else:
+        report("reading weights", 0, checkpoint.total_bytes)
         weights = load_library(folder, config, dtype, device, checkpoint.names())
+        report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)

@@ -6,7 +6,6 @@ for the whole text at once: what keeps its meaning elsewhere (recurrent state, m
 """
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,21 +218,16 @@ def _read(folder: Path, architecture: str, dtype: torch.dtype, names: set[str]) 
 
 
 def _replace_linears(model: nn.Module) -> list[Linear]:
-    """Puts `RowInvariant` in the place of each linear layer; gives those, each once."""
+    """Puts `RowInvariant` in the place of each linear layer, one after the other; gives what it computes with."""
     made: list[Linear] = []
-    for parent, name, layer in list(_linears(model)):
+    places = [(p, name) for p in model.modules() for name, child in p.named_children() if type(child) is nn.Linear]
+    for parent, name in places:
+        layer = parent.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        linear = make_linear(layer.weight.detach().clone(), bias)
-        setattr(parent, name, RowInvariant(linear))
-        made.append(linear)
+        made.append(make_linear(layer.weight.detach().clone(), bias))
+        setattr(parent, name, RowInvariant(made[-1]))
     return made
-
-
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                yield parent, name, child
 
 
 @torch.inference_mode()
