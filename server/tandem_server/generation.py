@@ -39,6 +39,7 @@ class Ask:
         characters: roughly how long the prompt's text is, to keep long work off the event loop.
         max_tokens: None for as many as fit.
         context_cap: the request's own limit on prompt and answer together, if it set one.
+        min_tokens: so many tokens come before a stop string counts; the runner holds stop tokens back as long.
     """
 
     dialect: str
@@ -51,6 +52,7 @@ class Ask:
     stop_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
     context_cap: int | None = None
+    min_tokens: int = 0
 
 
 @dataclass
@@ -226,8 +228,9 @@ async def _pieces(
             usage.first, usage.last = usage.first or at, at
             text = ""
             for index, token in enumerate(row.tokens):
-                text += stops.push(detokenizer.push([token]))
+                piece = detokenizer.push([token])
                 usage.completion_tokens += 1
+                text += piece if usage.completion_tokens < ask.min_tokens else stops.push(piece)
                 usage.tokens.append(token)
                 pending.append(token)
                 if row.logprobs is not None:

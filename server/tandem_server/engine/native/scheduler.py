@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
-from tandem_server.engine.native.needs import needs_of
+from tandem_server.engine.native.needs import bias_problem, needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
 from tandem_server.engine.native.slots import SlotTable
 from tandem_server.engine.wire import Add, TokenRow
@@ -175,7 +175,7 @@ class Scheduler:
         if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
             bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
-        return None
+        return bias_problem(add.sampling, tuple(add.stop_tokens), limits.vocabulary)
 
     def _admit(self) -> tuple[Sequence, ...]:
         admitted = []
@@ -191,7 +191,8 @@ class Scheduler:
     def _admission(self, sequence: Sequence) -> Admission:
         count = self.limits.slot_blocks
         blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
-        return Admission(sequence.slot, sequence.add.sampling, sequence.add.prompt, blocks)
+        add = sequence.add
+        return Admission(sequence.slot, add.sampling, add.prompt, tuple(add.stop_tokens), blocks)
 
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
         """Prompt chunks of the next step within the budget, one each in turn, first to who was served longest ago.

@@ -42,7 +42,7 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
 
     count = limits.slot_blocks
     admitted = tuple(
-        Admission(slot, sampling, [0], tuple(range(slot * count, (slot + 1) * count))) for slot in (0, *others)
+        Admission(slot, sampling, [0], blocks=tuple(range(slot * count, (slot + 1) * count))) for slot in (0, *others)
     )
     plans = [plan((*(Chunk(slot, 0, [0], True) for slot in others), chunk), (), admitted)]
     if others:
