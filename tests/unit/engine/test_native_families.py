@@ -12,6 +12,7 @@ from engine_fakes import RecordingLink, answers, scattered
 from transformers import AutoModelForCausalLM
 
 from tandem_server.engine.native.blocks import near_home
+from tandem_server.engine.native.config import ExpertsConfig
 from tandem_server.engine.native.engine import NativeEngine, load_generator
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.feedforward import Experts
@@ -102,6 +103,36 @@ def test_where_neighbours_are_sent_changes_no_bit(make_checkpoint):
     others = torch.cat((x[:1], torch.full((3, 64), torch.nan)))
     assert torch.equal(layer.feed(others, shared=True)[0], whole[0])
     assert (layer.feed(x, shared=False) - whole).abs().max() <= 1e-5
+
+
+class PlaceMatters:
+    """A layer whose rows come out otherwise at other places of a batch, as matrix kernels are free to do."""
+
+    inputs = outputs = 8
+    bytes = 0
+
+    def __init__(self, outputs: int, seed: int) -> None:
+        self.outputs = outputs
+        self._weight = torch.randn(8, outputs, generator=torch.Generator().manual_seed(seed))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([row @ self._weight for row in x]) + torch.arange(len(x))[:, None] / 100
+
+    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return residual + self(x)
+
+
+@torch.inference_mode()
+def test_a_row_keeps_its_place_whichever_expert_its_neighbours_go_to():
+    router = torch.nn.Linear(8, 3, bias=False)
+    experts = [PlaceMatters(16, seed) for seed in range(3)], [PlaceMatters(8, seed) for seed in range(3, 6)]
+    feed = Experts(ExpertsConfig(3, 1, 8, True), router, *experts, "silu")
+    generator = torch.Generator().manual_seed(1)
+    row, others = torch.randn(1, 8, generator=generator), torch.randn(12, 2, 8, generator=generator)
+    sent = {tuple(router(other).argmax(-1).tolist()) for other in others}
+    assert len(sent) > 4, "the neighbours must go to several experts"
+    results = [feed(torch.cat((other, row)), shared=True)[2] for other in others]
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
