@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -198,3 +200,15 @@ def test_lengths_at_which_positions_change_bound_the_context(make_checkpoint):
         },
     )
     assert load(folder, context=None).loaded.context_limit == 200
+
+
+def test_the_library_is_imported_only_by_who_needs_it(make_checkpoint):
+    """Its import takes seconds, and fused models and the fork server can do without."""
+    program = (
+        "import sys; from tandem_server.engine import runner; from tandem_server.engine.wire import RunnerSpec\n"
+        f"spec = RunnerSpec('m', {str(make_checkpoint('LlamaForCausalLM'))!r}, '', dtype='Float32', threads=1)\n"
+        "runner.load_generator(spec, lambda *_: None)\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'transformers'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -103,7 +103,7 @@ CASES = {
         {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
     ),
     "gpt-oss": ("GptOssForCausalLM", {"head_dim": 16, "sliding_window": 40, "layer_types": TYPES, **SPARSE}),
-    "gpt-oss-clamped": ("GptOssForCausalLM", {"head_dim": 16, "swiglu_limit": 0.3, "initializer_range": 0.4, **SPARSE}),
+    "gpt-oss-clamped": ("GptOssForCausalLM", {"head_dim": 16, "swiglu_limit": 0.3, **SPARSE}),
 }
 
 
