@@ -3,6 +3,8 @@
 PY := .venv/bin/python
 CLUSTER ?= auto
 MODEL ?=
+# A machine with a GPU has a Python with torch of its own.
+GPU_PY ?= python3
 
 export UV_PYTHON_DOWNLOADS := never
 # Trust what the machine trusts: a company's own authority stands in its store, not in uv's.
@@ -11,7 +13,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
-	generate bench-engine bench-gateway bench-loads bench-loop bench-operator bench-overlap bench-timeline
+	generate gpu-check bench-engine bench-gateway bench-gpu bench-loads bench-loop bench-operator bench-overlap bench-timeline
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,8 +45,14 @@ test-cluster: env ## tests against a real control plane
 test-node: env ## tests on a cluster with a node (Linux, root)
 	@$(PY) tools/tiers.py node
 
-test-gpu: ## tests that need a CUDA device, with the python that is on the PATH (PY=...)
-	@PYTHONPATH=api:server python3 -m pytest tests/gpu -q
+test-gpu: ## tests that need a CUDA device, with the python that is on the PATH (GPU_PY=...)
+	@PYTHONPATH=api:server $(GPU_PY) -m pytest -c tests/gpu/pytest.ini --rootdir . -q tests/gpu
+
+bench-gpu: ## the engine on a GPU against the GPU's own limits, its plain loop and transformers (GPU_PY=...)
+	@PYTHONPATH=api:server $(GPU_PY) tools/record.py gpu $(GPU_PY) bench/gpu.py
+
+gpu-check: ## tests and benchmarks of a GPU within ten minutes, without a network; see tests/gpu/README.md (GPU_PY=...)
+	@$(GPU_PY) tools/gpu_check.py
 
 test-kwok: env ## 200 Models on fake nodes, and a kill -9 after every write of the operator
 	@TANDEM_KWOK_MODELS=200 TANDEM_KILLS=all $(PY) -m pytest -q tests/cluster/test_operator_scale.py \

@@ -161,7 +161,7 @@ class KVCacheSpec(Spec):
     dtype: CacheDType = Field(
         CacheDType.AUTO,
         description="dtype of keys and values. Auto: that of the computation. FP8: 8 bits, so that twice as much "
-        "context fits, with slightly different answers.",
+        "context fits, with slightly different answers; needs a GPU of compute capability 8.9 or later.",
     )
 
 

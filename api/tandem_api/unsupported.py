@@ -7,7 +7,7 @@ manifests need not change later; until then it is answered, never ignored.
 from collections.abc import Callable
 from typing import TypeVar
 
-from tandem_api.fields import CacheDType, CachePolicy, EngineName, Quantization, ScalingMode
+from tandem_api.fields import CachePolicy, EngineName, Quantization, ScalingMode
 from tandem_api.model import ModelSpec
 from tandem_api.pool import ModelPoolSpec
 from tandem_api.scalars import FOREVER
@@ -34,11 +34,6 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
         "kvCache.policy",
         lambda spec: spec.kv_cache.policy == CachePolicy.SHARED,
         "each slot has its whole context. Set it to Guaranteed",
-    ),
-    (
-        "kvCache.dtype",
-        lambda spec: spec.kv_cache.dtype != CacheDType.AUTO,
-        "keys and values have the computation's dtype. Set it to Auto",
     ),
     ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
     ("keepAliveMax", lambda spec: spec.keep_alive_max not in (None, FOREVER), _STAYS),

@@ -1,5 +1,5 @@
-"""The native engine on a CUDA device: parity with transformers, the same tokens from both loops and from scattered
-blocks, seeds, aborts, and memory that is counted at its worst.
+"""The native engine on a CUDA device: parity with transformers, the same tokens from both loops, from graphs and
+without, and from scattered blocks; no step that waits for the device; seeds, aborts, memory counted at its worst.
 
 `make test-gpu`. Skipped where there is no CUDA device.
 """
@@ -41,6 +41,7 @@ class Script:
         self._asked = 0
         self.tokens: dict[int, list[int]] = {}
         self.finish: dict[int, str] = {}
+        self.logprobs: dict[int, list] = {}
 
     def receive(self, timeout: float | None) -> list[ToRunner]:
         self._asked += 1
@@ -53,6 +54,7 @@ class Script:
         for row in message.rows if isinstance(message, Tokens) else ():
             assert row.request not in self.finish
             self.tokens.setdefault(row.request, []).extend(row.tokens)
+            self.logprobs.setdefault(row.request, []).extend(row.logprobs or [])
             if row.finish:
                 self.finish[row.request] = row.finish
 
@@ -75,8 +77,8 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def load(folder: Path, dtype: str = "Float32", slots: int = 8) -> NativeEngine:
-    spec = RunnerSpec("m", str(folder), "", device="GPU", dtype=dtype, slots=slots, context=CONTEXT)
+def load(folder: Path, dtype: str = "Float32", slots: int = 8, **settings) -> NativeEngine:
+    spec = RunnerSpec("m", str(folder), "", device="GPU", dtype=dtype, slots=slots, context=CONTEXT, **settings)
     return load_generator(spec, lambda *_: None)
 
 
@@ -130,6 +132,77 @@ def test_plain_and_overlapped_give_identical_tokens_in_fp32(checkpoint, seed):
     assert plain.tokens == overlapped.tokens
     assert plain.finish == overlapped.finish
     assert set(plain.finish.values()) == {"stop", "length"}
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "BFloat16", "Float16"])
+def test_graphs_give_the_tokens_that_the_same_kernels_give_one_by_one(checkpoint, dtype):
+    engine = load(checkpoint, dtype)
+    arrivals = traffic(3, 60)
+    replayed = run(engine, True, arrivals)
+    step = engine._step
+    assert set(step._forwards) == set(step._sizes)
+    assert len(step._draws) > 1
+    step._forwards.clear()
+    step._draws.clear()
+    one_by_one = run(engine, True, arrivals)
+    assert not step._forwards
+    assert replayed.tokens == one_by_one.tokens
+    assert replayed.finish == one_by_one.finish
+
+
+def test_no_step_waits_for_the_device(checkpoint, monkeypatch):
+    """Neither admissions with penalties, biases and logprobs, nor prompt chunks, nor decode steps and their graphs."""
+    engine = load(checkpoint, "BFloat16")
+    compute = engine._step.compute
+
+    def watched(plan):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return compute(plan)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine._step, "compute", watched)
+    special = Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.1, logit_bias={3: 1.0}, seed=2, logprobs=3)
+    arrivals = [*traffic(4, 30), (0, Add(99, [3, 4, 5], 40, special))]
+    answers = run(engine, True, arrivals)
+    assert len(answers.finish) == 31
+    assert "error" not in answers.finish.values()
+
+
+def test_fp8_keys_and_values_take_half_the_memory_and_give_nearly_the_same_logprobs(checkpoint):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("the GPU has no FP8")
+    wide, narrow = load(checkpoint, "BFloat16"), load(checkpoint, "BFloat16", cache_dtype="FP8")
+    assert narrow.loaded.cache_bytes * 2 == wide.loaded.cache_bytes
+    prompt = [(7 * i) % VOCABULARY for i in range(900)]
+    logprobs = []
+    for engine in (wide, narrow):
+        answer = run(engine, True, [(0, Add(0, prompt, 3, Sampling(temperature=0.0, logprobs=1)))])
+        assert answer.finish == {0: "length"}
+        logprobs.append(answer.logprobs[0][0][0][1])
+    assert abs(logprobs[0] - logprobs[1]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        ("Qwen3", {"head_dim": 64}),
+        ("Gemma2", {"head_dim": 64, "sliding_window": 50}),
+        ("Mistral", {"sliding_window": 40}),
+    ],
+)
+def test_the_kernels_give_what_torch_gives(tmp_path, name, special):
+    """The decoder's two ways to decode, on the same keys and values in scattered blocks."""
+    from kernel_cases import decoder_error
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=160, num_key_value_heads=2, max_position_embeddings=1024, **sizes, **special
+    )
+    getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path)
+    assert decoder_error(str(tmp_path), [70, 0, 33, 128], "GPU") < 1e-4
 
 
 def test_the_seed_decides(checkpoint):

@@ -205,6 +205,8 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     may_shrink: bool = True
     overlapped: bool = True
     threads: int | None = None
+    cache_dtype: str = "Auto"
+    """Of keys and values: that of the computation, or FP8."""
 
 
 _to_runner = msgspec.msgpack.Decoder(ToRunner)

@@ -72,6 +72,7 @@ def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.R
         may_shrink=entry.context.when_short is not WhenShort.FAIL,
         overlapped=entry.scheduling is Scheduling.OVERLAPPED,
         threads=settings.threads,
+        cache_dtype=entry.kv_cache.dtype.value,
     )
 
 

@@ -9,7 +9,15 @@ pytestmark = pytest.mark.torch
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with torch for CUDA")
 
-from interpreted_kernels import Case, Interpreter, attention_error, crowd_changes, gate_error, write_problems  # noqa: E402
+from kernel_cases import (  # noqa: E402
+    Case,
+    Interpreter,
+    attention_error,
+    crowd_changes,
+    decoder_error,
+    gate_error,
+    write_problems,
+)
 
 EXACT, HALF = 2e-6, 4e-3
 BORDERS = (0, 1, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128)
@@ -94,6 +102,29 @@ def test_keys_and_queries_are_normed_and_turned(interpreter):
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 def test_the_gate(interpreter, activation):
     assert interpreter.run(gate_error, 1500, activation) < 2e-5
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.1, 2.2, 2.3],
+    "long_factor": [1.5, 2.5, 4.0, 8.0, 9.0, 9.0, 9.0, 9.0],
+    "original_max_position_embeddings": 40,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "special"),
+    [
+        ("Qwen3ForCausalLM", {"head_dim": 32}),
+        ("Gemma2ForCausalLM", {"head_dim": 16, "sliding_window": 50}),
+        ("Phi3ForCausalLM", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40}),
+    ],
+)
+def test_a_decoder_gives_the_same_by_the_kernels_and_by_torch(interpreter, make_checkpoint, architecture, special):
+    """Norms, positions, caches and all: the numbers of the CPU's way, which is compared with transformers elsewhere."""
+    folder = make_checkpoint(architecture, **special)
+    assert interpreter.run(decoder_error, str(folder), [70, 0, 33]) < 2e-5
 
 
 @pytest.mark.parametrize("processor", [80, 90])

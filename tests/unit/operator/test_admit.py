@@ -31,7 +31,6 @@ UNSUPPORTED: dict[str, Obj] = {
     "spec.source:": {"source": "s3://bucket/x"},
     "spec.engine:": {"engine": "VLLM"},
     "spec.kvCache.policy:": {"kvCache": {"policy": "Shared"}},
-    "spec.kvCache.dtype:": {"kvCache": {"dtype": "FP8"}},
     "spec.keepAlive:": {"keepAlive": "5m"},
     "spec.keepAliveMax:": {"keepAliveMax": 60},
     "spec.quantization:": {"quantization": "Int8"},
@@ -53,7 +52,7 @@ def test_what_this_version_cannot_do_is_answered(words: str) -> None:
 
 SUPPORTED: list[Obj] = [
     {"engine": "Native"}, {"keepAlive": -1, "keepAliveMax": -1}, {"residency": "Pinned"}, {"topology": {"nodes": 1}},
-    {"scaling": {"mode": "External"}, "replicas": 3}, {"kvCache": {"policy": "Guaranteed", "dtype": "Auto"}},
+    {"scaling": {"mode": "External"}, "replicas": 3}, {"kvCache": {"policy": "Guaranteed", "dtype": "FP8"}},
 ]  # fmt: skip
 
 

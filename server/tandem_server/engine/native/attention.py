@@ -26,13 +26,15 @@ size]`) to mixed values of the same shape."""
 class Attention:
     """Attention over one cache."""
 
-    def __init__(self, config: DecoderConfig, cache: PagedCache, sinks: Sequence[torch.Tensor | None]) -> None:
+    def __init__(
+        self, config: DecoderConfig, cache: PagedCache, dtype: torch.dtype, sinks: Sequence[torch.Tensor | None]
+    ) -> None:
         self.span = SPAN
         """Decode steps attend to a multiple of so many keys; see `prove`."""
         self._skips = True
         """Spans that lie before a window are left out; see `prove`."""
         self._config, self._cache, self._sinks = config, cache, sinks
-        self._kv, self._device, self._dtype = config.kv_heads, cache.pool.device, cache.pool.dtype
+        self._kv, self._device, self._dtype = config.kv_heads, cache.pool.device, dtype
         self._keys = torch.arange(cache.capacity, device=self._device)
 
     def decode(self, positions: torch.Tensor, lengths: list[int], window: int | None) -> Attend:
@@ -87,7 +89,7 @@ class Attention:
             mask = self._mask(self._keys[start:end], begin, end, window)
 
         def attend(layer: int, query: torch.Tensor) -> torch.Tensor:
-            own = cache.read(layer, slot, end)[:, begin:]
+            own = cache.read(layer, slot, end)[:, begin:].to(query.dtype)
             if not config.plain_attention:
                 return self._scored(layer, query, own, mask)
             # Key heads stand where the batch would, and their query heads share them through a stride of zero.

@@ -13,6 +13,7 @@ import torch
 
 from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
 from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.transfer import upload
 
 
 @dataclass
@@ -47,17 +48,23 @@ class PagedCache:
         self.pool = torch.zeros(shape, dtype=dtype, device=device)
         """All layers."""
         self.layers = list(self.pool.unbind(0))
-        self._blocks = [layer.view(self._heads, -1, BLOCK * config.head_size) for layer in self.layers]
+        # Few operations know numbers of 8 bits, so those are moved as the bytes that they are.
+        self._narrow = dtype.itemsize == 1
+        self._raw = [layer.view(torch.uint8) if self._narrow else layer for layer in self.layers]
+        self._blocks = [layer.view(self._heads, -1, BLOCK * config.head_size) for layer in self._raw]
         homes = (self._heads, slots, self.capacity, config.head_size)
         self._homes = [layer[:, : self.scratch].view(homes).transpose(0, 1) for layer in self.layers]
         self._scratch_index = torch.full((self.slot_blocks,), self.scratch // BLOCK, device=device)
         self._tables: list[_Table | None] = [None] * slots
+        self.tables = torch.full((slots, self.slot_blocks), self.scratch // BLOCK, dtype=torch.int32, device=device)
+        """Each slot's blocks on the device, for the kernels that find them themselves."""
 
     def admit(self, slot: int, blocks: Sequence[int]) -> None:
         """Gives `slot` its blocks, in the order of their positions; what stood in them is never read."""
         assert len(blocks) == self.slot_blocks, f"slot {slot} was given {len(blocks)} blocks, not {self.slot_blocks}"
         run = all(block == blocks[0] + place for place, block in enumerate(blocks))
         self._tables[slot] = _Table(tuple(blocks), blocks[0] * BLOCK if run else None)
+        self.tables[slot, : len(blocks)] = upload(blocks, torch.int32, self._device)
 
     def locate(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
         """Position in the sequence, and place in the pool, of each slot's last token; `scratch` where length is 0."""
@@ -71,12 +78,15 @@ class PagedCache:
     def write(self, layer: int, slot: int, start: int, values: torch.Tensor) -> None:
         """Puts keys and values `[2 x kv_heads, count, head_size]` at `start` and after it."""
         table, end = self._table(slot), start + values.shape[1]
+        if self._narrow:
+            largest = torch.finfo(self.pool.dtype).max
+            values = values.clamp(-largest, largest).to(self.pool.dtype).view(torch.uint8)
         if table.first is not None:
-            self.layers[layer][:, table.first + start : table.first + end] = values
+            self._raw[layer][:, table.first + start : table.first + end] = values
         else:
             positions = torch.arange(start, end, device=self._device)
             places = self._index(slot)[positions // BLOCK] * BLOCK + positions % BLOCK
-            self.layers[layer].index_copy_(1, places, values)
+            self._raw[layer].index_copy_(1, places, values)
         table.clean = max(table.clean, end)
 
     def read(self, layer: int, slot: int, length: int) -> torch.Tensor:
@@ -85,7 +95,7 @@ class PagedCache:
         if table.first is not None:
             return self.layers[layer][:, table.first : table.first + length]
         whole = self._blocks[layer].index_select(1, self._index(slot)[: -(-length // BLOCK)])
-        return whole.view(self._heads, -1, self._size)[:, :length]
+        return whole.view(self.pool.dtype).view(self._heads, -1, self._size)[:, :length]
 
     def together(self, layer: int, rows: int, length: int) -> torch.Tensor:
         """The first `rows` slots at once, without a copy: `[rows, 2 x kv_heads, length, head_size]`. See `at_home`."""

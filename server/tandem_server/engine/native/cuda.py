@@ -61,7 +61,7 @@ class CudaExecutor:
             ended.record()
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)
-            tokens = self._tokens.take()[: len(output.tokens)]
+            tokens = self._tokens.take().tensor[: len(output.tokens)]
             self._copy(output.tokens, tokens)
             ids, values = map(self._copy_anew, (output.ids, output.values))
             on_host = replace(output, tokens=tokens, ids=ids, values=values)

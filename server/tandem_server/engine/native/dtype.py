@@ -15,6 +15,8 @@ from tandem_server.engine.native.linear import make_linear
 
 NAMES = {"Float32": torch.float32, "BFloat16": torch.bfloat16, "Float16": torch.float16}
 FILE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8 = torch.float8_e4m3fn
+FP8_CAPABILITY = (8, 9)
 CLEARLY_FASTER = 0.9
 """bfloat16 is taken when it needs at most this share of float32's time."""
 
@@ -40,6 +42,23 @@ def choose_dtype(
     if half <= CLEARLY_FASTER * plain:
         return torch.bfloat16, f"BFloat16 by measurement ({numbers})"
     return torch.float32, f"Float32 by measurement ({numbers})"
+
+
+def choose_cache_dtype(asked: str, dtype: torch.dtype, device: torch.device, fused: bool) -> torch.dtype:
+    """The format of keys and values. Raises LoadError where FP8 was asked for and cannot be had."""
+    if asked == "Auto":
+        return dtype
+    if asked != "FP8":
+        raise LoadError(f"kvCache.dtype {asked} is not known; Auto and FP8 are")
+    if device.type != "cuda":
+        raise LoadError("kvCache.dtype FP8 needs a GPU; set it to Auto on a CPU")
+    if not fused:
+        raise LoadError("kvCache.dtype FP8 needs a model with a fused decoder; set it to Auto")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        has, needs = (".".join(map(str, version)) for version in (capability, FP8_CAPABILITY))
+        raise LoadError(f"kvCache.dtype FP8 needs compute capability {needs}, this GPU has {has}; set it to Auto")
+    return FP8
 
 
 def stored_dtype(config: DecoderConfig) -> torch.dtype:

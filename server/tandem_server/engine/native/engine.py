@@ -14,8 +14,11 @@ from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
-from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
+from tandem_server.engine.native.dtype import choose_cache_dtype, choose_dtype, stored_dtype
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.gpu_step import GpuStep
+from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
+from tandem_server.engine.native.kernel_shape import KernelShape
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
@@ -27,6 +30,7 @@ from tandem_server.engine.native.resources import (
     check_weights_fit,
     cpu_threads,
     fit_context,
+    graph_bytes,
     resident_bytes,
     step_bytes,
 )
@@ -127,13 +131,14 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
+    cache_dtype = choose_cache_dtype(spec.cache_dtype, dtype, device, why is None)
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
+    largest_step = partial(_step_bytes, config, slots, chunk, dtype.itemsize, cache_dtype.itemsize, device)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
         config.context_limit,
         slots,
-        config.cache_bytes_per_token(dtype.itemsize),
+        config.cache_bytes_per_token(cache_dtype.itemsize),
         available_bytes(device),
         largest_step,
     )
@@ -141,12 +146,12 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     with_weights = _used(device)
     decoder: Model
     if isinstance(weights, DecoderWeights):
-        decoder = Decoder(config, weights, slots, context)
+        decoder = Decoder(config, weights, slots, context, cache_dtype)
     else:
         decoder = LibraryDecoder(config, weights, slots, context)
     decoder.prove_span()
     sizes = _row_sizes(decoder, dtype)
-    step = DeviceStep(decoder, sizes)
+    step = _make_step(decoder, sizes)
     limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
     warm_up(step, limits, device)
     loaded = Loaded(
@@ -188,11 +193,46 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
 
 
 def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
-    """On a GPU every step computes all slots: the matrices are read once either way."""
+    """Numbers of rows that a step may compute.
+
+    On a GPU other numbers of rows take other kernels, whose sums differ in the last bits: in the narrow formats that is
+    told (two best tokens that are so near may change places), in float32 nothing may depend on the neighbours.
+    """
     if decoder.device.type != "cpu":
-        return (decoder.slots,)
+        graphs = isinstance(decoder, Decoder) and dtype.itemsize < torch.float32.itemsize
+        return batch_sizes(decoder.slots) if graphs else (decoder.slots,)
     with torch.inference_mode():
         return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
+
+
+def _make_step(decoder: Model, sizes: tuple[int, ...]) -> DeviceStep:
+    """On a GPU the fused decoder attends by our kernels, within graphs. Raises LoadError where triton is missing."""
+    if decoder.device.type != "cuda" or not isinstance(decoder, Decoder):
+        return DeviceStep(decoder, sizes)
+    try:
+        from tandem_server.engine.native.paged_attention import PagedAttention
+    except ImportError as error:
+        raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
+    decoder.kernels = PagedAttention.of(decoder.config, decoder.cache, decoder.dtype)
+    return GpuStep(decoder, sizes, CudaGraphs())
+
+
+def _step_bytes(
+    config: DecoderConfig,
+    slots: int,
+    chunk: int,
+    element_bytes: int,
+    cache_bytes: int,
+    device: torch.device,
+    context: int,
+) -> int:
+    """What steps take beside weights and contexts; see `step_bytes` and, on a GPU, `graph_bytes`."""
+    largest = step_bytes(config, slots, chunk, element_bytes, context)
+    if device.type == "cpu":
+        return largest
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    workspace = KernelShape.of(config, context, cache_bytes, processors).workspace_bytes(slots)
+    return largest + graph_bytes(config, slots, element_bytes, workspace, len(batch_sizes(slots)))
 
 
 def _used(device: torch.device) -> int:

@@ -6,7 +6,7 @@ its neighbours were sent. A prompt's rows are one request's, and each expert get
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -22,6 +22,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 """By the names in `config.ACTIVATIONS`."""
+
+
+@cache
+def _gate_kernel() -> Callable[[torch.Tensor, str], torch.Tensor]:
+    from tandem_server.engine.native.paged_attention import gated  # late: only a GPU's machine has triton
+
+    return gated
 
 
 class FeedForward(Protocol):
@@ -41,7 +48,7 @@ class Dense:
     """`down(activation(gate(x)) * up(x))`, gate and up one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
-        self._gate_up, self._down, self._activation = gate_up, down, ACTIVATIONS[activation]
+        self._gate_up, self._down, self._activation = gate_up, down, activation
 
     def __call__(self, x: torch.Tensor, shared: bool) -> torch.Tensor:
         return self._down(self._inner(x))
@@ -53,8 +60,11 @@ class Dense:
         return [self._gate_up, self._down]
 
     def _inner(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x).chunk(2, -1)
-        return self._activation(gate) * up
+        both = self._gate_up(x)
+        if both.is_cuda:
+            return _gate_kernel()(both, self._activation)
+        gate, up = both.chunk(2, -1)
+        return ACTIVATIONS[self._activation](gate) * up
 
 
 class Experts:

@@ -126,7 +126,7 @@ class Reader:
     def __init__(self, config: DecoderConfig, cache: PagedCache, facts: dict[int, LayerFacts]) -> None:
         self._config, self._cache = config, cache
         self._index = {layer: index for index, layer in enumerate(facts)}
-        self.attention = Attention(config, cache, [fact.sinks for fact in facts.values()])
+        self.attention = Attention(config, cache, cache.pool.dtype, [fact.sinks for fact in facts.values()])
         self._flat = [layer.view(-1, config.head_size) for layer in cache.layers]
         self._head_starts = torch.arange(2 * config.kv_heads, device=cache.pool.device) * cache.layers[0].shape[1]
         self._windows = {layer.window for layer in config.layer_configs}

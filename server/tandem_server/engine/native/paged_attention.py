@@ -7,66 +7,23 @@ triton, so it is imported only where a GPU computes (and by tests, under triton'
 """
 
 import math
-from dataclasses import dataclass
+from typing import Self
 
 import torch
-import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
 from tandem_server.engine.native import paged_kernels as kernels
 from tandem_server.engine.native.blocks import BLOCK
+from tandem_server.engine.native.cache import PagedCache
+from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.kernel_shape import KernelShape, power_of_two
 
-LEAST_SHARE = 128
-"""Keys of a share at least: below this, writing and joining partial results costs more than parallel reading gains."""
-LARGEST_TILE = 16 << 10
-"""Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
 LOG2_E = math.log2(math.e)
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 GATE_PART = 1024
 """Numbers that a program of the gate makes."""
 FP8_LIMIT = 448.0
 """The largest number of float8_e4m3fn; it has no infinity, so what is beyond would become NaN."""
-
-
-@dataclass(frozen=True)
-class KernelShape:
-    """How the work of one model on one device is cut up.
-
-    Args:
-        kv_heads: key heads.
-        group: query heads of each.
-        size: of a head.
-        capacity: positions of a slot.
-        itemsize: bytes of a cached number.
-        processors: the device's multiprocessors.
-    """
-
-    kv_heads: int
-    group: int
-    size: int
-    capacity: int
-    itemsize: int
-    processors: int
-    least_share: int = LEAST_SHARE
-
-    @property
-    def tile(self) -> int:
-        """Keys that a program takes at once."""
-        fitting = LARGEST_TILE // (triton.next_power_of_2(self.size) * self.itemsize)
-        return int(max(16, min(64, self.least_share, fitting)))
-
-    @property
-    def shares(self) -> int:
-        """Programs that a sequence is cut into at most.
-
-        Two programs a processor for one sequence alone; it must not depend on the batch, or a row's bits would.
-        """
-        parallel = -(-2 * self.processors // self.kv_heads)
-        return int(max(1, min(triton.next_power_of_2(parallel), -(-self.capacity // self.least_share))))
-
-    def workspace_bytes(self, rows: int) -> int:
-        """Memory of the partial results of `rows` sequences."""
-        return rows * self.kv_heads * self.group * self.shares * (self.size + 2) * 4
 
 
 class PagedAttention:
@@ -97,6 +54,14 @@ class PagedAttention:
         self._most = torch.empty(heads, dtype=torch.float32, device=device)
         self._sums = torch.empty(heads, dtype=torch.float32, device=device)
 
+    @classmethod
+    def of(cls, config: DecoderConfig, cache: PagedCache, operand: torch.dtype) -> Self:
+        """For all slots of `cache`, on its device."""
+        device = cache.pool.device
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        shape = KernelShape.of(config, cache.capacity, cache.pool.itemsize, processors)
+        return cls(shape, cache.slots, operand, device)
+
     def turn_and_write(
         self,
         projected: torch.Tensor,
@@ -108,7 +73,7 @@ class PagedAttention:
         lengths: torch.Tensor,
         starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What stands between projection and attention in one kernel: norms, rotary positions, new entries of the cache.
+        """What stands between projection and attention in one kernel: norms, positions, new entries of the cache.
 
         Rows of length 0 write nothing, and their queries are not made.
 
@@ -150,7 +115,7 @@ class PagedAttention:
             HEADS=shape.kv_heads * shape.group,
             KV_HEADS=shape.kv_heads,
             SIZE=shape.size,
-            SIZE_WIDE=int(triton.next_power_of_2(shape.size)),
+            SIZE_WIDE=power_of_two(shape.size),
             ROTATED=cosines.shape[-1],
             NORMED=query_norm is not None,
             STARTS=starts is not None,
@@ -186,7 +151,7 @@ class PagedAttention:
         """
         shape, rows = self.shape, query.shape[0]
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        wide = int(triton.next_power_of_2(shape.size))
+        wide = power_of_two(shape.size)
         kernels.attend_share[(rows, shape.kv_heads, shape.shares)](
             query,
             layer,
@@ -203,7 +168,7 @@ class PagedAttention:
             tables.stride(0),
             KV_HEADS=shape.kv_heads,
             GROUP=shape.group,
-            GROUP_WIDE=max(16, int(triton.next_power_of_2(shape.group))),
+            GROUP_WIDE=max(16, power_of_two(shape.group)),
             SIZE=shape.size,
             SIZE_WIDE=wide,
             SHARES=shape.shares,
@@ -228,7 +193,7 @@ class PagedAttention:
             SIZE=shape.size,
             SIZE_WIDE=wide,
             SHARES=shape.shares,
-            SHARES_WIDE=int(triton.next_power_of_2(shape.shares)),
+            SHARES_WIDE=power_of_two(shape.shares),
             LEAST_TILES=max(1, shape.least_share // shape.tile),
             TILE=shape.tile,
             WINDOW=window or 0,
@@ -242,8 +207,8 @@ def gated(both: torch.Tensor, activation: str) -> torch.Tensor:
     """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`."""
     rows, width = both.shape[0], both.shape[1] // 2
     out = torch.empty(rows, width, dtype=both.dtype, device=both.device)
-    part = min(GATE_PART, int(triton.next_power_of_2(width)))
-    kernels.gate[(rows, int(triton.cdiv(width, part)))](
+    part = min(GATE_PART, power_of_two(width))
+    kernels.gate[(rows, -(-width // part))](
         both, out, both.stride(0), WIDTH=width, PART=part, ACTIVATION=activation, num_warps=4
     )
     return out

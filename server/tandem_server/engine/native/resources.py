@@ -18,6 +18,8 @@ from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
 CGROUP = Path("/sys/fs/cgroup")
 SAMPLER_BYTES_PER_LOGIT = 64
 """Logits, their penalised and sorted copies with ids, shares, noise and its making, counts of tokens; measured."""
+BYTES_PER_GRAPH = 8 << 20
+"""The driver's own, beside torch's allocator: some 600 kernels; assumed, not measured."""
 RESERVE_SHARE = 0.05
 RESERVE_BYTES = 256 << 20
 """Left free beside weights, contexts and what a step needs: the larger of the two."""
@@ -109,6 +111,21 @@ def step_bytes(config: DecoderConfig, slots: int, chunk: int, element_bytes: int
         + (chunk + slots) * (widths * element_bytes + masks)
         + slots * config.vocabulary * SAMPLER_BYTES_PER_LOGIT
     )
+
+
+def graph_bytes(config: DecoderConfig, slots: int, element_bytes: int, workspace: int, graphs: int) -> int:
+    """What CUDA graphs of the decode step hold for good: their results, what lies in between, and themselves.
+
+    Args:
+        config: of the decoder.
+        slots: rows of the largest graph; smaller ones use its memory.
+        element_bytes: of a number of the computation.
+        workspace: of attention's partial results.
+        graphs: how many are recorded at load.
+    """
+    widths = 6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate
+    logits = config.vocabulary * (element_bytes + 4 + SAMPLER_BYTES_PER_LOGIT)
+    return slots * (widths * element_bytes + logits) + workspace + graphs * BYTES_PER_GRAPH
 
 
 def fit_context(

@@ -88,11 +88,12 @@ class DeviceStep:
                 if row.slot not in self._broken:
                     with self._contained("second reading", (row.slot,), failures):
                         self._history.reread(row.slot, row.position)
-        decoding = [row for row in plan.decode if row.slot not in self._broken]
+        length_of = {row.slot: row.position + 1 for row in plan.decode if row.slot not in self._broken}
+        self._prepare(length_of, [sample for sample in plan.samples if sample[0] not in self._broken])
         hidden = self._hidden
-        if decoding:
-            with self._contained("decode step", [row.slot for row in decoding], failures):
-                decoded = self._decode({row.slot: row.position + 1 for row in decoding})
+        if length_of:
+            with self._contained("decode step", length_of, failures):
+                decoded = self._decode(length_of)
                 if plan.chunks:
                     hidden[: len(decoded)] = decoded
                 else:
@@ -110,6 +111,12 @@ class DeviceStep:
             with self._contained("sampling", [slot for slot, _ in samples], failures):
                 output = self._sample(samples, plan.needs, hidden, output)
         return output
+
+    def record(self, needs: Needs) -> None:
+        """Called once, after the first steps, the last of which had `needs`: prepares for those that follow."""
+
+    def _prepare(self, length_of: dict[int, int], samples: list[tuple[int, int]]) -> None:
+        """Called once a step, before it computes: keys to attend to by slot, and (slot, place) of each new token."""
 
     def _now(self) -> Any:
         """The moment that the device has come to, for the timeline."""
@@ -159,14 +166,20 @@ class DeviceStep:
         for slot, position in samples:
             taken[slot], positions[slot] = 1, position
         on_device = self._to_device([taken, positions])
-        is_taken = on_device[0].bool()
-        sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
-        self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
+        logits = self._decoder.head(hidden[:rows])
+        tokens, ids, values = self._choose(logits, on_device[0].bool(), on_device[1], needs)
+        return replace(empty, slots=[slot for slot, _ in samples], tokens=tokens, ids=ids, values=values)
+
+    def _choose(
+        self, logits: torch.Tensor, taken: torch.Tensor, positions: torch.Tensor, needs: Needs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Draws the rows' tokens and keeps those that are `taken`: what is told of each, and of its logprobs."""
+        rows = len(logits)
+        sampled = self._sampler.sample(logits, taken, positions, needs)
+        self._last_tokens[:rows] = torch.where(taken, sampled.tokens, self._last_tokens[:rows])
         if self._history is not None:
-            self._history.record(is_taken, on_device[1], sampled.tokens)
-        told = torch.where(sampled.finite, sampled.tokens, BAD_ROW)
-        slots = [slot for slot, _ in samples]
-        return replace(empty, slots=slots, tokens=told, ids=sampled.ids, values=sampled.values)
+            self._history.record(taken, positions, sampled.tokens)
+        return torch.where(sampled.finite, sampled.tokens, BAD_ROW), sampled.ids, sampled.values
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64)

@@ -5,9 +5,11 @@ come to it, which is all that an overlapped loop must not do.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 
 RING = 4
 """Buffers of a ring: two steps are in flight, and one more is being built while the oldest is read."""
@@ -20,6 +22,14 @@ class Fence(Protocol):
         """Waits until the device has come to it."""
 
 
+@dataclass(frozen=True)
+class Pinned:
+    """Memory on the host, as the device's library and as the host's see it."""
+
+    tensor: torch.Tensor
+    array: NDArray[Any]
+
+
 class PinnedRing:
     """Buffers of one shape on the host, page-locked where there is a GPU, handed out in turn.
 
@@ -28,11 +38,13 @@ class PinnedRing:
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, count: int = RING) -> None:
         buffers = torch.zeros(count, *shape, dtype=dtype)
-        self._buffers = list((buffers.pin_memory() if device.type == "cuda" else buffers).unbind(0))
+        if device.type == "cuda":
+            buffers = buffers.pin_memory()
+        self._buffers = [Pinned(buffer, buffer.numpy()) for buffer in buffers.unbind(0)]
         self._fences: list[Fence | None] = [None] * count
         self._current = 0
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> Pinned:
         """The next buffer, which nobody reads or writes any more."""
         self._current = (self._current + 1) % len(self._buffers)
         fence, self._fences[self._current] = self._fences[self._current], None
@@ -69,7 +81,7 @@ class StepInputs:
             samples: slot, and position of its new token.
         """
         buffer = self._ring.take()
-        numbers = buffer.numpy()
+        numbers = buffer.array
         numbers[:] = 0
         if lengths:
             numbers[0, list(lengths)] = list(lengths.values())
@@ -77,7 +89,7 @@ class StepInputs:
             slots, positions = zip(*samples, strict=True)
             numbers[1, list(slots)] = 1
             numbers[2, list(slots)] = positions
-        self._numbers.copy_(buffer, non_blocking=True)
+        self._numbers.copy_(buffer.tensor, non_blocking=True)
         if self._device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()

@@ -25,6 +25,10 @@ def warm_up(step: DeviceStep, limits: Limits, device: torch.device) -> None:
         if failures:
             error = LoadError if device.type == "cpu" else DoesNotFit
             raise error(f"the first step of the loaded model could not be computed: {next(iter(failures.values()))}")
+    try:
+        step.record(needs_of([MOST_EXPENSIVE]))
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(f"the model's steps could not be recorded: {next(iter(str(error).splitlines()))}") from None
 
 
 def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:

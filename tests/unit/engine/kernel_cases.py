@@ -1,4 +1,4 @@
-"""Runs the Triton kernels under triton's interpreter and compares them with float64; imported in a process of its own.
+"""Compares the Triton kernels with float64: on a GPU, or under triton's interpreter in a process of its own.
 
 The interpreter is chosen when triton is imported and holds for the whole process, so `run` sends each case to a worker
 that has `TRITON_INTERPRET` set before it imports anything, and gets plain numbers back.
@@ -33,6 +33,7 @@ class Case:
     key_scale: float = 1.0
     value_scale: float = 1.0
     seed: int = 0
+    device: str = "cpu"
 
 
 class Interpreter:
@@ -97,7 +98,10 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     norms = [torch.randn(size, generator=generator) if normed else None for _ in range(2)]
     begins = torch.arange(rows) * 3 if starts else None
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
-    query = _kernels(case, rows, cache).turn_and_write(new, tuple(norms), 1e-5, rope, cache, tables, lengths, begins)
+    arguments = (new, tuple(norms), 1e-5, rope, cache, tables, lengths, begins)
+    moved = _moved(arguments, case.device)
+    query = _kernels(case, rows, cache).turn_and_write(*moved).cpu()
+    cache = moved[4].cpu()
     limit = 448.0 if cache.dtype.itemsize == 1 else 1e9
     tolerance = 1e-5 if normed else 0.0
     problems = []
@@ -121,7 +125,7 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     return problems + [f"head {head} place {place} number {number}" for head, place, number in wrong[:5].tolist()]
 
 
-def gate_error(width: int, activation: str) -> float:
+def gate_error(width: int, activation: str, device: str = "cpu") -> float:
     """Largest difference of `gated` from float64."""
     import torch
     import torch.nn.functional as F
@@ -131,7 +135,36 @@ def gate_error(width: int, activation: str) -> float:
     both = torch.randn(3, 2 * width, generator=torch.Generator().manual_seed(1)) * 3
     x, up = both.double().chunk(2, -1)
     wanted = {"silu": F.silu(x), "gelu": F.gelu(x), "gelu_tanh": F.gelu(x, approximate="tanh")}[activation] * up
-    return float((gated(both, activation) - wanted).abs().max())
+    return float((gated(both.to(device), activation).cpu() - wanted).abs().max())
+
+
+def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> float:
+    """Largest difference between the decoder's two ways to decode one more token of sequences of these lengths."""
+    import torch
+
+    from tandem_server.engine.native.engine import load_generator
+    from tandem_server.engine.native.paged_attention import PagedAttention
+    from tandem_server.engine.wire import RunnerSpec
+
+    spec = RunnerSpec("m", folder, "", dtype="Float32", slots=len(lengths), context=128, threads=1, device=device)
+    decoder = load_generator(spec, lambda *_: None)._step._decoder
+    cache, generator = decoder.cache, torch.Generator().manual_seed(1)
+    order = torch.randperm(len(lengths) * cache.slot_blocks, generator=generator).view(len(lengths), -1)
+    with torch.inference_mode():
+        for slot, length in enumerate(lengths):
+            cache.admit(slot, order[slot].tolist())
+            decoder.begin(slot, length)
+            if length > 1:
+                prompt = torch.randint(150, (length - 1,), generator=generator)
+                decoder.prefill(slot, prompt.to(decoder.device), 0)
+        tokens = torch.randint(150, (len(lengths),), generator=generator).to(decoder.device)
+        positions, places = (torch.tensor(numbers, device=decoder.device) for numbers in cache.locate(lengths))
+        wanted = decoder.decode(tokens, positions, places, lengths)
+        decoder.kernels = PagedAttention.of(decoder.config, cache, decoder.dtype)
+        on_device = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
+        got = decoder.decode_on_device(tokens, on_device)
+    taking_part = on_device > 0
+    return float((got - wanted)[taking_part].abs().max())
 
 
 def _attend(case: Case, only: int | None = None) -> Any:
@@ -156,7 +189,9 @@ def _attend(case: Case, only: int | None = None) -> Any:
     options = {"cap": case.cap, "window": case.window, "sinks": sinks}
     scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
     on_device = torch.tensor(lengths[:rows], dtype=torch.int32)
-    got = attention.attend(query[:rows], cache, tables, on_device, scale=scale, **options)
+    arguments = [tensor.to(case.device) for tensor in (query[:rows], cache, tables, on_device)]
+    on_device_too = {**options, "sinks": None if sinks is None else sinks.to(case.device)}
+    got = attention.attend(*arguments, scale=scale, **on_device_too).cpu()
     wanted = [
         reference(query[row], cache[:, _places(tables, row, torch.arange(length))], scale, **options, **scales)
         for row, length in enumerate(lengths[:rows])
@@ -174,7 +209,17 @@ def _kernels(case: Case, rows: int, cache: Any) -> Any:
         case.kv_heads, case.group, size, capacity, cache.itemsize, case.processors, least_share=case.least_share
     )
     operand = torch.float16 if case.query == "float16" else torch.float32
-    return PagedAttention(shape, rows, operand, torch.device("cpu"), case.key_scale, case.value_scale)
+    if case.device != "cpu":
+        operand = getattr(torch, case.query)
+    return PagedAttention(shape, rows, operand, torch.device(case.device), case.key_scale, case.value_scale)
+
+
+def _moved(arguments: Any, device: str) -> Any:
+    import torch
+
+    if isinstance(arguments, tuple):
+        return tuple(_moved(argument, device) for argument in arguments)
+    return arguments.to(device) if isinstance(arguments, torch.Tensor) else arguments
 
 
 def _cache(case: Case, generator: Any) -> Any:

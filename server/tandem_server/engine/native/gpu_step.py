@@ -1,0 +1,130 @@
+"""The GPU's step: decode rows and their sampling are CUDA graphs that read everything from the device.
+
+Takes the place of `DeviceStep` where the fused decoder runs on a GPU. For a step in which no prompt is read, the host
+makes one small copy and launches two graphs, whatever the model's size and the number of sequences. Graphs of the
+forward are recorded at load, one for each number of rows; those of the sampler when a mix of parameters comes for the
+second time, since there are too many mixes to record them all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.graphs import Graphs
+from tandem_server.engine.native.linear import smallest_size
+from tandem_server.engine.native.needs import Needs
+from tandem_server.engine.native.step import DeviceStep, StepOutput
+from tandem_server.engine.native.transfer import StepInputs
+
+REMEMBERED_DRAWS = 48
+"""Graphs of the sampler that are kept; some hundred kilobytes each."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward of the first rows gives; both are overwritten by the next one."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the sampler gives the host; see `StepOutput`."""
+
+    tokens: torch.Tensor
+    ids: torch.Tensor | None
+    values: torch.Tensor | None
+
+
+class GpuStep(DeviceStep):
+    """See `DeviceStep`.
+
+    Args:
+        decoder: whose `decode_on_device` computes.
+        sizes: numbers of rows that may be computed, ascending, ending with the number of slots.
+        graphs: how launches are recorded.
+    """
+
+    def __init__(self, decoder: Decoder, sizes: tuple[int, ...], graphs: Graphs, checked: bool = False) -> None:
+        super().__init__(decoder, sizes, checked)
+        self._fused, self._graphs = decoder, graphs
+        self._inputs = StepInputs(decoder.slots, decoder.device)
+        self._forwards: dict[int, Callable[[], Forward]] = {}
+        self._draws: OrderedDict[tuple[int, Needs], Callable[[], Drawn] | None] = OrderedDict()
+        self._latest: tuple[int, Forward] | None = None
+
+    @torch.inference_mode()
+    def record(self, needs: Needs) -> None:
+        """Records the forward for each number of rows, and the sampler for all slots with `needs`, the most there are.
+
+        The largest comes first: its memory serves the others as well, so that none is taken later. No row takes part,
+        so nothing is written to the cache.
+        """
+        self._inputs.write({}, ())
+        for rows in reversed(self._sizes):
+            forward = partial(self._forward, rows)
+            forward()
+            if self._fused.recordable:
+                self._forwards[rows] = self._graphs.record(forward)
+        largest = self._forwards.get(self._sizes[-1])
+        if largest is not None:
+            self._draws[self._sizes[-1], needs] = self._graphs.record(partial(self._draw, largest().logits, needs))
+
+    def _prepare(self, length_of: dict[int, int], samples: list[tuple[int, int]]) -> None:
+        self._latest = None
+        self._inputs.write(length_of, samples)
+
+    def _decode(self, length_of: dict[int, int]) -> torch.Tensor:
+        rows = smallest_size(self._sizes, 1 + max(length_of))
+        if self._checked:
+            poisoned = self._last_tokens[:rows][self._inputs.lengths[:rows] > 0] < 0
+            assert not bool(poisoned.any()), "a decode row read a poisoned token"
+        forward = self._forwards.get(rows) or partial(self._forward, rows)
+        self._latest = rows, forward()
+        return self._latest[1].hidden
+
+    def _sample(
+        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, empty: StepOutput
+    ) -> StepOutput:
+        rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
+        if self._latest is not None and self._latest[0] == rows and hidden is self._latest[1].hidden:
+            drawn = self._draw_of(rows, needs, self._latest[1].logits)()
+        else:
+            drawn = self._draw(self._decoder.head(hidden[:rows]), needs)
+        # A graph's results are overwritten by the next step, while this one's may still be on their way to the host.
+        tokens, ids, values = (None if t is None else t.clone() for t in (drawn.tokens, drawn.ids, drawn.values))
+        assert tokens is not None
+        return replace(empty, slots=[slot for slot, _ in samples], tokens=tokens, ids=ids, values=values)
+
+    def _forward(self, rows: int) -> Forward:
+        lengths = self._inputs.lengths[:rows]
+        tokens = torch.where(lengths > 0, self._last_tokens[:rows], 0)
+        hidden = self._fused.decode_on_device(tokens, lengths)
+        return Forward(hidden, self._fused.head(hidden))
+
+    def _draw(self, logits: torch.Tensor, needs: Needs) -> Drawn:
+        rows = len(logits)
+        taken, positions = self._inputs.taken[:rows] > 0, self._inputs.positions[:rows].long()
+        tokens, ids, values = self._choose(logits, taken, positions, needs)
+        return Drawn(tokens, ids, values)
+
+    def _draw_of(self, rows: int, needs: Needs, logits: torch.Tensor) -> Callable[[], Drawn]:
+        """The sampler for this mix: computed anew the first time, recorded the second time, then replayed."""
+        key, draw = (rows, needs), partial(self._draw, logits, needs)
+        if rows not in self._forwards:
+            return draw  # these logits lie elsewhere in every step
+        if key not in self._draws:
+            self._draws[key] = None
+            if len(self._draws) > REMEMBERED_DRAWS:
+                self._draws.popitem(last=False)
+            return draw
+        self._draws.move_to_end(key)
+        replay = self._draws[key]
+        if replay is None:
+            replay = self._draws[key] = self._graphs.record(draw)
+        return replay
