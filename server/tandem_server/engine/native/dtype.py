@@ -20,9 +20,20 @@ CLEARLY_FASTER = 0.9
 
 
 def choose_dtype(
-    asked: str, config: DecoderConfig, device: torch.device, slots: int, timer: Callable[[torch.dtype], float] | None
+    asked: str,
+    config: DecoderConfig,
+    device: torch.device,
+    slots: int,
+    timer: Callable[[torch.dtype], float] | None,
+    quantization: str = "None",
 ) -> tuple[torch.dtype, str]:
     """The format, and why in half a sentence. `timer` (None: measure) gives seconds of a format's multiplications."""
+    if quantization != "None":
+        if asked not in ("Auto", "BFloat16"):
+            raise LoadError(
+                f"weights quantised to {quantization} are multiplied in BFloat16; set dtype to it or to Auto"
+            )
+        return torch.bfloat16, f"BFloat16 times weights quantised to {quantization}"
     if asked != "Auto":
         if asked not in NAMES:
             raise LoadError(f"dtype {asked} is not known; Auto, {', '.join(NAMES)} are")

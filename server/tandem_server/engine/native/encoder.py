@@ -135,6 +135,11 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
     raw = read_json(folder / "config.json")
     architecture = architecture_of(raw)
     pooling = read_pooling(folder)
+    if spec.quantization != "None":
+        raise LoadError(
+            f"quantization {spec.quantization} is for models that make text; {architecture} makes embeddings. Set it "
+            "to None"
+        )
     device, device_name = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
     checkpoint = Checkpoint(folder, report)
     check_weights_fit(checkpoint.total_bytes, available_bytes(device))

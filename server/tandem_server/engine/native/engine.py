@@ -18,6 +18,7 @@ from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
+from tandem_server.engine.native.quantized import layout_for, weight_bytes
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -111,11 +112,13 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     config = read_decoder_config(folder)
     device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
-    dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None)
+    layout = layout_for(spec.quantization, device, slots)
+    dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     before = _used(device)
     checkpoint = Checkpoint(folder, report)
-    check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored_dtype(config).itemsize, available_bytes(device))
-    weights = load_decoder(checkpoint, config, dtype, device)
+    elements = checkpoint.total_bytes // stored_dtype(config).itemsize
+    check_weights_fit(weight_bytes(elements, config, layout, dtype.itemsize), available_bytes(device))
+    weights = load_decoder(checkpoint, config, dtype, device, layout)
     checkpoint.close()
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
     largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
@@ -146,7 +149,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         + (largest_step(context) if device.type == "cpu" else 0),
         device=device_name,
         device_kind="GPU" if device.type == "cuda" else "CPU",
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") if spec.quantization == "None" else spec.quantization.lower(),
         slots=slots,
         context_limit=config.context_limit,
         context=context,

@@ -9,7 +9,8 @@ import torch
 
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig
-from tandem_server.engine.native.linear import Linear, make_linear
+from tandem_server.engine.native.linear import Linear, PlainLinear
+from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class DecoderWeights:
 class _Reader:
     """Reads tensors onto the device in the dtype of the computation, counting them."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, layout: Layout) -> None:
+        self._checkpoint, self._dtype, self._device, self._layout = checkpoint, dtype, device, layout
         self.parameters = 0
         self.small_bytes = 0
 
@@ -65,28 +66,32 @@ class _Reader:
         """The matrices `parts` (name without `.weight`, outputs) as one below the other."""
         weight = torch.cat([self.tensor(f"{name}.weight", size, inputs) for name, size in parts])
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        return make_linear(weight, torch.cat(biases) if biases else None)
+        return self._layout.make(weight, torch.cat(biases) if biases else None)
 
 
 def load_decoder(
-    checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Layout = UNQUANTIZED,
 ) -> DecoderWeights:
     """Reads everything `config` calls for, then makes sure that nothing else is in the checkpoint.
 
     Raises:
         LoadError: a tensor is missing, of another shape, or not known to the architecture.
     """
-    reader = _Reader(checkpoint, dtype, device)
+    reader = _Reader(checkpoint, dtype, device, layout)
     embedding = reader.tensor("model.embed_tokens.weight", config.vocabulary, config.hidden)
     layers = [_load_layer(reader, config, f"model.layers.{index}") for index in range(config.layers)]
     norm = reader.vector("model.norm.weight", config.hidden)
     if config.tied:
-        head = make_linear(embedding, None)
+        head = layout.make(embedding, None)
     else:
         head = reader.linear([("lm_head", config.vocabulary)], config.hidden, bias=False)
     checkpoint.check_all_used((".rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())))
     weights = DecoderWeights(embedding, layers, norm, head, reader.parameters, 0)
-    shared = config.tied and device.type != "cpu"
+    shared = config.tied and isinstance(head, PlainLinear)
     size = sum(m.bytes for m in weights.linears()) + reader.small_bytes + (0 if shared else embedding.nbytes)
     return DecoderWeights(embedding, layers, norm, head, reader.parameters, size)
 
