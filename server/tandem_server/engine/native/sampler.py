@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tandem_server.engine.native.biases import Biases
+from tandem_server.engine.native.largest import largest, top
 from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
@@ -79,7 +80,7 @@ class Sampler:
         rows = len(logits)
         scores = self._biases.apply(logits) if needs.biases and self._biases is not None else logits
         scores = self._penalised(scores, rows) if needs.penalties else scores
-        best, tokens = scores.max(-1)
+        best, tokens = largest(scores)
         finite = best.isfinite()
         if needs.random:
             tokens = torch.where(self._integers[:rows, 2].bool(), self._draw(scores, positions, needs), tokens)
@@ -110,16 +111,17 @@ class Sampler:
     def _draw(self, scores: torch.Tensor, positions: torch.Tensor, needs: Needs) -> torch.Tensor:
         rows = len(scores)
         numbers, integers = self._numbers[:rows], self._integers[:rows]
-        scaled = scores / numbers[:, :1]
+        temperatures = numbers[:, :1]
         keys = row_keys(integers[:, 0], positions)
         drawn = torch.zeros(rows, dtype=torch.int64, device=self._device)
         if needs.unfiltered:
-            drawn = (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
+            drawn = largest(scores / temperatures + gumbel(keys, self._vocabulary))[1]
         if needs.short:
-            values, ids = scaled.topk(min(SHORT_LIST, scaled.shape[1]), -1)
+            values, ids = top(scores, min(SHORT_LIST, scores.shape[1]))
+            values = values / temperatures
             drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         if needs.sorted:
-            values, ids = scaled.sort(dim=-1, descending=True, stable=True)
+            values, ids = (scores / temperatures).sort(dim=-1, descending=True, stable=True)
             drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         return drawn
 
