@@ -14,6 +14,9 @@ from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_p
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
 
+IN_CACHE = 1 << 16
+"""Numbers."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -115,7 +118,7 @@ class Sampler:
         keys = row_keys(integers[:, 0], positions)
         drawn = torch.zeros(rows, dtype=torch.int64, device=self._device)
         if needs.unfiltered:
-            drawn = largest(scores / temperatures + gumbel(keys, self._vocabulary))[1]
+            drawn = self._draw_from_all(scores, temperatures, keys)
         if needs.short:
             values, ids = top(scores, min(SHORT_LIST, scores.shape[1]))
             values = values / temperatures
@@ -124,6 +127,12 @@ class Sampler:
             values, ids = (scores / temperatures).sort(dim=-1, descending=True, stable=True)
             drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         return drawn
+
+    def _draw_from_all(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Noise for a vocabulary passes through memory some forty times: on a CPU, few enough rows for its cache."""
+        at_once = max(1, IN_CACHE // scores.shape[1]) if self._device.type == "cpu" else len(scores)
+        parts = zip(*(torch.split(every, at_once) for every in (scores, temperatures, keys)), strict=True)
+        return torch.cat([largest((s / t).add_(gumbel(k, self._vocabulary)))[1] for s, t, k in parts])
 
     def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, needs: Needs) -> torch.Tensor:
         """Draws among candidates in falling order: top_k, then typical_p, then top_p and min_p over what is left."""
