@@ -14,7 +14,7 @@ from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, read_decoder_config
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
-from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
+from tandem_server.engine.native.dtype import choose_dtype, choose_threads, stored_dtype, time_threads
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
@@ -96,7 +96,7 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
     if spec.device != "GPU":
         threads = cpu_threads(spec.threads or (1 if widest < ONE_THREAD_BELOW else None))
         torch.set_num_threads(threads)
-        return torch.device("cpu"), f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+        return torch.device("cpu"), _cpu_name(threads)
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         return torch.device("cuda", 0), torch.cuda.get_device_name(0)
@@ -114,6 +114,12 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     slots = spec.slots or DEFAULT_SLOTS
     layout = layout_for(spec.quantization, device, slots)
     dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    threads_reason = ""
+    if device.type == "cpu" and spec.threads is None:
+        timer = partial(time_threads, config=config, slots=slots, dtype=dtype)
+        threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
+        torch.set_num_threads(threads)
+        device_name = _cpu_name(threads)
     before = _used(device)
     checkpoint = Checkpoint(folder, report)
     elements = checkpoint.total_bytes // stored_dtype(config).itemsize
@@ -156,9 +162,14 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         context_reason=reason or _window_reason(config, spec),
         embedding_size=0,
         engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
+        f"{threads_reason}{'; ' if threads_reason else ''}"
         f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys",
     )
     return NativeEngine(spec, loaded, step, limits, device)
+
+
+def _cpu_name(threads: int) -> str:
+    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def _row_sizes(weights: DecoderWeights, slots: int, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
