@@ -19,8 +19,8 @@ from tandem_server.engine.native.linear import Linear, make_linear
 GROUP = 32
 """Inputs that share a scale in Int4."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-ROWS_AT_ONCE = 1024
-"""While quantising, so that the float32 copies stay small beside the weights."""
+IN_CACHE = 1 << 16
+"""Numbers that are quantised at once, so that their float32 copies stay near and small."""
 TILE = 64
 """The 4-bit kernels want a multiple of so many outputs; rows of zeros fill up."""
 INNER_TILES = 8
@@ -108,7 +108,8 @@ def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     A weight is near `(number - 8) * scale + zero` of its group. Of `SHRINKS` each group takes the one with the least
     squared error: a narrower range cuts off its ends and is finer within.
     """
-    parts = [_quantize_rows(rows) for rows in torch.split(weight, ROWS_AT_ONCE)]
+    at_once = max(1, IN_CACHE // weight.shape[1])
+    parts = [_quantize_rows(rows) for rows in torch.split(weight, at_once)]
     numbers, pairs = (torch.cat(part) for part in zip(*parts, strict=True))
     return numbers, pairs.transpose(0, 1).contiguous()
 
@@ -119,18 +120,21 @@ def _quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     least, most = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     middle, span = (least + most) / 2, (most - least) / 15
     best = torch.full_like(span, torch.inf)
-    numbers, scales, zeros = torch.zeros_like(grouped), torch.zeros_like(span), torch.zeros_like(span)
+    scales, zeros = torch.zeros_like(span), torch.zeros_like(span)
     for shrink in SHRINKS:
         scale = (span * shrink).clamp_(min=torch.finfo(torch.bfloat16).tiny).bfloat16().float()
         zero = (middle + scale / 2).bfloat16().float()
-        tried = ((grouped - zero) / scale).round_().clamp_(-8, 7)
-        error = (tried * scale + zero - grouped).square_().sum(-1, keepdim=True)
+        error = _numbers(grouped, scale, zero).mul_(scale).add_(zero).sub_(grouped).square_().sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
-        numbers = torch.where(better, tried, numbers)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
+    numbers = _numbers(grouped, scales, zeros).add_(8).to(torch.int32).view(weight.shape)
     pairs = torch.cat((scales, zeros), -1).bfloat16()
-    return (numbers + 8).to(torch.int32).view(weight.shape), pairs
+    return numbers, pairs
+
+
+def _numbers(grouped: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    return (grouped - zeros).div_(scales).round_().clamp_(-8, 7)
 
 
 def dequantize_int4(numbers: torch.Tensor, scales_and_zeros: torch.Tensor) -> torch.Tensor:
