@@ -157,7 +157,8 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
             taking_part = [name for name in arms if name != MEMORY or (case.batch == 1 and not case.first)]
             for name in rotated(taking_part, turn):
                 one = Measured(case, name, number, arms[name].run(job))
-                shown.append(f"{name} {one.seconds * 1000:.0f} ms" if case.first else f"{name} {one.rate:.0f} tok/s")
+                as_time = case.first or not number
+                shown.append(f"{name} {one.seconds * 1000:.0f} ms" if as_time else f"{name} {one.rate:.0f} tok/s")
                 if number:
                     found.append(one)
             which = f"round {number}" if number else "warm-up"
