@@ -202,7 +202,7 @@ def test_the_kernels_give_what_torch_gives(tmp_path, name, special):
         vocab_size=160, num_key_value_heads=2, max_position_embeddings=1024, **sizes, **special
     )
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path)
-    assert decoder_error(str(tmp_path), [70, 0, 33, 128], "GPU") < 1e-4
+    assert max(decoder_error(str(tmp_path), [70, 0, 33, 128], "GPU")) < 1e-4
 
 
 def test_the_seed_decides(checkpoint):

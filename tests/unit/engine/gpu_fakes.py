@@ -14,6 +14,10 @@ from tandem_server.engine.native.timeline import DeviceTimes
 class TorchKernels:
     """As `PagedAttention`, row by row in float64; what has no block table or lies beyond a length is never read."""
 
+    @classmethod
+    def of(cls, config, cache, operand):
+        return cls()
+
     def turn_and_write(self, projected, norms, epsilon, rope, layer, tables, lengths, starts=None):
         rows, width, size = projected.shape
         kv = len(layer) // 2

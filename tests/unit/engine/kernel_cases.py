@@ -138,33 +138,50 @@ def gate_error(width: int, activation: str, device: str = "cpu") -> float:
     return float((gated(both.to(device), activation).cpu() - wanted).abs().max())
 
 
-def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> float:
-    """Largest difference between the decoder's two ways to decode one more token of sequences of these lengths."""
+def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> tuple[float, float]:
+    """Largest differences between the CPU's way and the kernels': of a prompt's last token, and of one more token.
+
+    The prompts, one shorter than `lengths`, are read in two chunks into blocks that lie anywhere.
+    """
     import torch
 
+    from tandem_server.engine.native.decoder import Decoder
     from tandem_server.engine.native.engine import load_generator
+    from tandem_server.engine.native.gpu_decoder import GpuDecoder
     from tandem_server.engine.native.paged_attention import PagedAttention
     from tandem_server.engine.wire import RunnerSpec
 
-    spec = RunnerSpec("m", folder, "", dtype="Float32", slots=len(lengths), context=128, threads=1, device=device)
-    decoder = load_generator(spec, lambda *_: None)._step._decoder
-    cache, generator = decoder.cache, torch.Generator().manual_seed(1)
-    order = torch.randperm(len(lengths) * cache.slot_blocks, generator=generator).view(len(lengths), -1)
+    slots = len(lengths)
+    spec = RunnerSpec("m", folder, "", dtype="Float32", slots=slots, context=128, threads=1, device=device)
+    own = load_generator(spec, lambda *_: None)._step._decoder
+    plain = Decoder(own.config, own.weights, slots, own.context)
+    paged = GpuDecoder(own.config, own.weights, slots, own.context, PagedAttention.of)
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randperm(slots * own.cache.slot_blocks, generator=generator).view(slots, -1)
+    prompts = [torch.randint(150, (length,), generator=generator).to(own.device) for length in lengths]
+    hidden = []
     with torch.inference_mode():
-        for slot, length in enumerate(lengths):
-            cache.admit(slot, order[slot].tolist())
-            decoder.begin(slot, length)
-            if length > 1:
-                prompt = torch.randint(150, (length - 1,), generator=generator)
-                decoder.prefill(slot, prompt.to(decoder.device), 0)
-        tokens = torch.randint(150, (len(lengths),), generator=generator).to(decoder.device)
-        positions, places = (torch.tensor(numbers, device=decoder.device) for numbers in cache.locate(lengths))
-        wanted = decoder.decode(tokens, positions, places, lengths)
-        decoder.kernels = PagedAttention.of(decoder.config, cache, decoder.dtype)
-        on_device = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
-        got = decoder.decode_on_device(tokens, on_device)
-    taking_part = on_device > 0
-    return float((got - wanted)[taking_part].abs().max())
+        for decoder in (plain, paged):
+            decoder.cache.pool.fill_(float("nan"))
+            decoder.cache.pool[:, :, decoder.cache.scratch :] = 0
+            last = []
+            for slot, prompt in enumerate(prompts):
+                decoder.cache.admit(slot, order[slot].tolist())
+                decoder.begin(slot, len(prompt))
+                middle = (len(prompt) - 1) // 2
+                for start, end in ((0, middle), (middle, len(prompt) - 1)):
+                    if start < end:
+                        last.append(decoder.prefill(slot, prompt[start:end], start))
+            tokens = torch.stack([prompt[-1] if len(prompt) else torch.zeros_like(order[0, 0]) for prompt in prompts])
+            if isinstance(decoder, GpuDecoder):
+                on_device = torch.tensor(lengths, dtype=torch.int32, device=own.device)
+                decoded = decoder.decode_on_device(tokens, on_device)
+            else:
+                positions, places = (torch.tensor(n, device=own.device) for n in decoder.cache.locate(lengths))
+                decoded = decoder.decode(tokens, positions, places, lengths)
+            hidden.append((torch.cat(last), decoded[[slot for slot, length in enumerate(lengths) if length]]))
+    differences = [float((one - other).abs().max()) for one, other in zip(*hidden, strict=True)]
+    return differences[0], differences[1]
 
 
 def _attend(case: Case, only: int | None = None) -> Any:

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.blocks import near_home
 from tandem_server.engine.native.cache import PagedCache
-from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import FP8
 from tandem_server.engine.native.engine import NativeEngine, load_generator
 from tandem_server.engine.native.executors import InlineExecutor
+from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import batch_sizes
 from tandem_server.engine.native.loop import Loop
@@ -55,8 +55,8 @@ def load(folder) -> NativeEngine:
 
 def gpu_step(engine: NativeEngine, checked: bool = True) -> tuple[GpuStep, SharedMemoryGraphs]:
     """A step of the GPU's kind over the weights of an engine that was loaded for the CPU."""
-    decoder, graphs = engine._step._decoder, SharedMemoryGraphs()
-    decoder.kernels = TorchKernels()
+    own, graphs = engine._step._decoder, SharedMemoryGraphs()
+    decoder = GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of)
     decoder.cache.pool.fill_(float("nan"))
     step = GpuStep(decoder, engine._step._sizes, graphs, checked)
     step.record(needs_of([Sampling(temperature=0.0)]))
@@ -109,14 +109,15 @@ def test_graphs_give_the_tokens_of_the_cpu_in_both_loops(family, make_checkpoint
 def test_fp8_keys_and_values_are_nearly_those_of_the_computation(make_checkpoint):
     """Prompts are read through the narrow cache in chunks, decoded from it, and near to what float32 gives."""
     engine = load(make_checkpoint("LlamaForCausalLM"))
-    wide = engine._step._decoder
-    narrow = Decoder(wide.config, wide.weights, SLOTS, wide.context, FP8)
+    own = engine._step._decoder
+    wide, narrow = (
+        GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of, dtype) for dtype in (None, FP8)
+    )
     assert narrow.cache_bytes * 4 == wide.cache_bytes
     tokens, lengths = torch.arange(60) % 150, torch.tensor([61, 0], dtype=torch.int32)
     hidden = []
     with torch.inference_mode():
         for decoder in (wide, narrow):
-            decoder.kernels = TorchKernels()
             decoder.cache.admit(0, list(reversed(range(decoder.cache.slot_blocks))))
             read = [decoder.prefill(0, tokens[:40], 0), decoder.prefill(0, tokens[40:], 40)]
             hidden.append(torch.cat((*read, decoder.decode_on_device(torch.tensor([7, 0]), lengths)[:1])))

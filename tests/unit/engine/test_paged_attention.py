@@ -124,7 +124,7 @@ LONGROPE = {
 def test_a_decoder_gives_the_same_by_the_kernels_and_by_torch(interpreter, make_checkpoint, architecture, special):
     """Norms, positions, caches and all: the numbers of the CPU's way, which is compared with transformers elsewhere."""
     folder = make_checkpoint(architecture, **special)
-    assert interpreter.run(decoder_error, str(folder), [70, 0, 33]) < 2e-5
+    assert max(interpreter.run(decoder_error, str(folder), [45, 0, 4])) < 2e-5
 
 
 @pytest.mark.parametrize("processor", [80, 90])

@@ -6,49 +6,15 @@ row-invariant (see `linear.py`). Where a sequence's blocks lie changes what is c
 What differs from family to family is in the weights and the configuration: a norm that is there or not, a number.
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 
 from tandem_server.engine.native.attention import Attend, Attention
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig
-from tandem_server.engine.native.feedforward import Dense
 from tandem_server.engine.native.linear import Linear
 from tandem_server.engine.native.rope import rope_tables
 from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
-
-
-class PagedKernels(Protocol):
-    """Attention that finds its blocks itself; see `PagedAttention`, which is it on a GPU."""
-
-    def turn_and_write(
-        self,
-        projected: torch.Tensor,
-        norms: tuple[torch.Tensor | None, torch.Tensor | None],
-        epsilon: float,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        layer: torch.Tensor,
-        tables: torch.Tensor,
-        lengths: torch.Tensor,
-        starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Norms and turns queries and keys, writes what is new to the cache, gives the queries."""
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        layer: torch.Tensor,
-        tables: torch.Tensor,
-        lengths: torch.Tensor,
-        *,
-        scale: float,
-        cap: float | None = None,
-        window: int | None = None,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Mixed values of the queries' shape."""
 
 
 class Decoder:
@@ -79,9 +45,6 @@ class Decoder:
         }
         self._rope_starts = [0] * slots
         """Row of the position tables where each slot's begin."""
-        self._starts_on_device = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        self.kernels: PagedKernels | None = None
-        """What `decode_on_device` attends by."""
         self._head_starts = torch.arange(2 * config.kv_heads, device=self.device) * self.cache.layers[0].shape[1]
         self._embedding_scale = config.hidden**0.5 if config.family.scaled_embedding else None
 
@@ -115,8 +78,6 @@ class Decoder:
         """
         long = self.switch is not None and length > self.switch
         self._rope_starts[slot] = self.capacity if long else 0
-        if self.switch is not None:
-            self._starts_on_device[slot] = self._rope_starts[slot]
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: list[int]
@@ -149,42 +110,6 @@ class Decoder:
             self._flat[index].index_copy_(0, targets, torch.cat((key, v), 1).view(-1, size))
             mixed = attends[own.window](index, query.reshape(rows, config.kv_heads, -1, size))
             x = self._finish(layer, x, mixed.reshape(rows, -1), shared=True)
-        return self._norm(x, self.weights.norm)
-
-    @property
-    def recordable(self) -> bool:
-        """Whether `decode_on_device` never asks the device for a number: what experts compute depends on the router."""
-        return all(isinstance(layer.feed, Dense) for layer in self.weights.layers)
-
-    def decode_on_device(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """As `decode`, with everything read from the device, so that it can be recorded: a GPU's way.
-
-        Args:
-            tokens: int64 `[rows]`, any valid id where a slot does not take part.
-            lengths: int32 `[rows]`, keys to attend to with the new one, 0 where the slot does not take part.
-        """
-        assert self.kernels is not None, "this decoder has no kernels to attend by on a device"
-        config, cache, rows = self.config, self.cache, len(lengths)
-        scale = config.attention_scale or config.head_size**-0.5
-        starts = None if self.switch is None else self._starts_on_device
-        x = self._embed(tokens)
-        for layer, own, cached in zip(self.weights.layers, config.layer_configs, cache.layers, strict=True):
-            projected = layer.qkv(self._norm(x, layer.input_norm)).view(rows, -1, config.head_size)
-            norms = (layer.query_norm, layer.key_norm)
-            query = self.kernels.turn_and_write(
-                projected, norms, config.norm_epsilon, self._ropes[own.rope], cached, cache.tables, lengths, starts
-            )
-            mixed = self.kernels.attend(
-                query,
-                cached,
-                cache.tables,
-                lengths,
-                scale=scale,
-                cap=config.attention_cap,
-                window=own.window,
-                sinks=layer.sinks,
-            )
-            x = self._finish(layer, x, mixed.view(rows, -1), shared=True)
         return self._norm(x, self.weights.norm)
 
     def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from tandem_server.engine.native.dtype import (
     time_threads,
 )
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
 from tandem_server.engine.native.kernel_shape import KernelShape
@@ -160,13 +161,15 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
     decoder: Model
-    if isinstance(weights, DecoderWeights):
-        decoder = Decoder(config, weights, slots, context, cache_dtype)
-    else:
+    if isinstance(weights, LibraryWeights):
         decoder = LibraryDecoder(config, weights, slots, context)
+    elif device.type == "cuda":
+        decoder = GpuDecoder(config, weights, slots, context, gpu_kernels(), cache_dtype)
+    else:
+        decoder = Decoder(config, weights, slots, context)
     decoder.prove_span()
     sizes = _row_sizes(decoder, dtype)
-    step = _make_step(decoder, sizes)
+    step = GpuStep(decoder, sizes, CudaGraphs()) if isinstance(decoder, GpuDecoder) else DeviceStep(decoder, sizes)
     limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
     warm_up(step, limits, device)
     loaded = Loaded(
@@ -225,22 +228,19 @@ def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
     told (two best tokens that are so near may change places), in float32 nothing may depend on the neighbours.
     """
     if decoder.device.type != "cpu":
-        graphs = isinstance(decoder, Decoder) and dtype.itemsize < torch.float32.itemsize
+        graphs = isinstance(decoder, GpuDecoder) and dtype.itemsize < torch.float32.itemsize
         return batch_sizes(decoder.slots) if graphs else (decoder.slots,)
     with torch.inference_mode():
         return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
 
 
-def _make_step(decoder: Model, sizes: tuple[int, ...]) -> DeviceStep:
-    """On a GPU the fused decoder attends by our kernels, within graphs. Raises LoadError where triton is missing."""
-    if decoder.device.type != "cuda" or not isinstance(decoder, Decoder):
-        return DeviceStep(decoder, sizes)
+def gpu_kernels() -> MakeKernels:
+    """Makes the kernels that a GPU attends by. Raises LoadError where triton is missing."""
     try:
         from tandem_server.engine.native.paged_attention import PagedAttention
     except ImportError as error:
         raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
-    decoder.kernels = PagedAttention.of(decoder.config, decoder.cache, decoder.dtype)
-    return GpuStep(decoder, sizes, CudaGraphs())
+    return PagedAttention.of
 
 
 def _step_bytes(

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.graphs import Graphs
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.needs import Needs
@@ -50,7 +50,7 @@ class GpuStep(DeviceStep):
         graphs: how launches are recorded.
     """
 
-    def __init__(self, decoder: Decoder, sizes: tuple[int, ...], graphs: Graphs, checked: bool = False) -> None:
+    def __init__(self, decoder: GpuDecoder, sizes: tuple[int, ...], graphs: Graphs, checked: bool = False) -> None:
         super().__init__(decoder, sizes, checked)
         self._fused, self._graphs = decoder, graphs
         self._inputs = StepInputs(decoder.slots, decoder.device)
