@@ -5,6 +5,8 @@ together on a GPU in `tests/gpu`.
 """
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,3 +188,12 @@ def test_batch_sizes_end_with_the_slots_and_waste_little():
     for rows in range(32, 513):
         chosen = next(size for size in sizes if size >= rows)
         assert (chosen - rows) / chosen < 0.2
+
+
+@pytest.mark.process
+def test_the_engine_needs_no_triton_where_there_is_no_gpu():
+    hidden = "import sys; sys.modules['triton'] = None; import tandem_server.engine.runner as runner; "
+    then = "from tandem_server.engine.native.engine import gpu_kernels\ntry: gpu_kernels()\n"
+    then += "except runner.LoadError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", hidden + then], capture_output=True, text=True, check=True)
+    assert "needs triton" in done.stdout
