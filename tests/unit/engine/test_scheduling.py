@@ -11,7 +11,7 @@ from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.wire import Add, Sampling, Stop, TokenRow, Tokens, ToRunner
 
-LIMITS = Limits(slots=3, context=40, vocabulary=50, chunk=4, budget=6, slot_blocks=10)
+LIMITS = Limits(slots=3, context=40, vocabulary=50, chunk=4, budget=6, slot_blocks=10, block=4, span=4, reuse=False)
 
 
 def run(arrivals: list[tuple[int, ToRunner]], overlapped: bool, link_class) -> tuple[Scheduler, FakeDevice, list]:

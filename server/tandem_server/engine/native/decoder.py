@@ -27,13 +27,15 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 class Decoder:
     """A decoder with room for `slots` sequences of `context` tokens."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int, pool_blocks: int | None = None
+    ) -> None:
         self.span = SPAN
         """Decode steps attend to a multiple of so many keys; see `prove_span`."""
         self.config, self.weights, self.slots, self.context = config, weights, slots, context
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
-        self.cache = PagedCache(config, slots, context, self.dtype, self.device)
+        self.cache = PagedCache(config, slots, context, self.dtype, self.device, pool_blocks)
         self.capacity = self.cache.capacity
         self._flat = [layer.view(-1, config.head_size) for layer in self.cache.layers]
         self._cos, self._sin = rope_tables(config.rope, config.head_size, self.capacity, self.dtype, self.device)
@@ -77,7 +79,9 @@ class Decoder:
         rows, kv, cache = len(lengths), self.config.kv_heads, self.cache
         spans = [min(-(-length // self.span) * self.span, self.capacity) for length in lengths]
         span = max(spans)
-        uneven = rows * span > UNEVEN * sum(spans)
+        at_home = cache.at_home(lengths)
+        # Views one by one are cheaper than one copy of all.
+        uneven = rows * span > UNEVEN * sum(spans) or (not at_home and cache.in_runs(lengths))
         for slot, length in enumerate(lengths):
             if length:
                 cache.clean(slot, spans[slot] if uneven else span)
@@ -98,7 +102,6 @@ class Decoder:
 
         if uneven:
             return one_by_one
-        at_home = cache.at_home(lengths)
         index = None if at_home else cache.gather_index(lengths, span)
 
         def together(layer: int, query: torch.Tensor) -> torch.Tensor:

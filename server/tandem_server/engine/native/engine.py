@@ -24,6 +24,7 @@ from tandem_server.engine.native.resources import (
     check_weights_fit,
     cpu_threads,
     fit_context,
+    fit_pool,
     resident_bytes,
     step_bytes,
 )
@@ -119,22 +120,34 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     checkpoint.close()
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
     largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
+    token_bytes, available = config.cache_bytes_per_token(dtype.itemsize), available_bytes(device)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
         config.context_limit,
-        slots,
-        config.cache_bytes_per_token(dtype.itemsize),
-        available_bytes(device),
+        1 if spec.shared_cache else slots,
+        token_bytes,
+        available,
         largest_step,
     )
+    pool = fit_pool(context, slots, token_bytes, available, largest_step(context)) if spec.shared_cache else None
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
-    decoder = Decoder(config, weights, slots, context)
+    decoder = Decoder(config, weights, slots, context, pool)
     if device.type == "cpu":
         decoder.prove_span()
     sizes = _row_sizes(weights, slots, dtype, device)
     step = DeviceStep(decoder, sizes)
-    limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
+    limits = Limits(
+        slots=slots,
+        context=context,
+        vocabulary=config.vocabulary,
+        chunk=chunk,
+        budget=budget,
+        slot_blocks=decoder.cache.slot_blocks,
+        span=decoder.span,
+        pool_blocks=pool,
+        reuse=spec.prefix_cache,
+    )
     warm_up(step, limits, device)
     loaded = Loaded(
         task="Generate",
@@ -153,7 +166,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         context_reason=reason or _window_reason(config, spec),
         embedding_size=0,
         engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
-        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys",
+        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
+        pool_tokens=min(slots * context, decoder.cache.scratch),
     )
     return NativeEngine(spec, loaded, step, limits, device)
 
@@ -162,6 +176,12 @@ def _row_sizes(weights: DecoderWeights, slots: int, dtype: torch.dtype, device: 
     """On a GPU every step computes all slots: the matrices are read once either way."""
     with torch.inference_mode():
         return row_invariant_sizes(weights.linears(), slots, dtype) if device.type == "cpu" else (slots,)
+
+
+def _pool_text(limits: Limits) -> str:
+    if limits.pool_blocks is None:
+        return ""
+    return f"; {limits.slots} slots share memory for {limits.pool_blocks * limits.block} tokens"
 
 
 def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:

@@ -67,7 +67,7 @@ class Loop:
             case Add():
                 return self._scheduler.add(message)
             case Abort():
-                return self._scheduler.abort(message.request)
+                return self._scheduler.abort(message.request, message.accepted)
             case Stop():
                 raise Stopped
             case _:

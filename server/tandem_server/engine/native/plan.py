@@ -23,7 +23,21 @@ class Admission:
     sampling: Sampling
     prompt: list[int]
     blocks: tuple[int, ...] = ()
-    """Blocks of the cache, in the order of their positions: all that the request will ever write to."""
+    """Blocks of the cache, in the order of their positions."""
+    reused: int = 0
+    """So many of the first blocks hold keys and values already; the request reads them and never writes to them."""
+
+
+@dataclass(frozen=True)
+class Reseat:
+    """A slot that holds its request gets other blocks: more of them, or all anew."""
+
+    slot: int
+    blocks: tuple[int, ...]
+    reused: int
+    """As in `Admission`; with `more`, nothing changes for the blocks that the slot has."""
+    more: bool
+    """`blocks` come behind those that the slot has."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,10 @@ class StepPlan:
     """One forward of a batch."""
 
     number: int
+    moves: tuple[tuple[int, int], ...] = ()
+    """Blocks whose content is copied to another one, in order, before anything else is done."""
     admitted: tuple[Admission, ...] = ()
+    reseated: tuple[Reseat, ...] = ()
     decode: tuple[Decode, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     samples: tuple[tuple[int, int], ...] = ()

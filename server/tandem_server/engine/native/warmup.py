@@ -41,8 +41,11 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
         return StepPlan(0, admitted, decode, chunks, tuple(samples), needs_of([sampling]))
 
     count = limits.slot_blocks
+    # In a pool too small for all, the others use the same blocks: nothing reads what they make of it.
+    most = limits.pool_blocks // count if limits.pool_blocks else limits.slots
+    starts = {slot: min(slot, most - 1) * count for slot in (0, *others)}
     admitted = tuple(
-        Admission(slot, sampling, [0], tuple(range(slot * count, (slot + 1) * count))) for slot in (0, *others)
+        Admission(slot, sampling, [0], tuple(range(start, start + count))) for slot, start in starts.items()
     )
     plans = [plan((*(Chunk(slot, 0, [0], True) for slot in others), chunk), (), admitted)]
     if others:
