@@ -146,8 +146,10 @@ class FakeDevice:
         plan = self._without_broken(plan)
         written = {}
         if plan.decode and self._limits.pool_blocks is None:
-            count = self._limits.blocks_for(1 + max(row.position for row in plan.decode))
-            assert all(len(self._tables[row.slot]) >= count for row in plan.decode), "attention reads beyond the blocks"
+            longest, span = 1 + max(row.position for row in plan.decode), self._limits.span
+            read = min((longest + span - 1) // span * span, self._limits.slot_blocks * self._block)
+            for row in plan.decode:
+                assert len(self._tables[row.slot]) * self._block >= read, "attention reads beyond the slot's blocks"
         for row in plan.decode:
             assert self._last[row.slot] != NOTHING, "a decode row read a poisoned token"
             self._write(row.slot, row.position, max(1, self._last[row.slot]))

@@ -138,6 +138,20 @@ def test_a_home_is_cleared_by_moving_what_lies_there():
     assert pool.evicted == 0
 
 
+def test_what_is_older_makes_room_for_what_is_newer_and_not_the_other_way_round():
+    for first, left in ((0, (0, 2)), (1, (2, 0))):
+        pool = BlockPool(4)
+        pool.settle(0, (), 2, 0)
+        pool.settle(1, (), 2, 2)
+        pool.publish(0, names_of("ab"))
+        pool.publish(1, names_of("cd"))
+        pool.release(first)
+        pool.release(1 - first)
+        pool.settle(0, (), 2, 0)
+        assert (len(pool.find(names_of("ab"))), len(pool.find(names_of("cd")))) == left
+        assert pool.evicted == 2
+
+
 def test_moves_of_neighbours_are_one():
     assert runs_of([(1, 5), (2, 6), (3, 7), (9, 8)]) == [(1, 5, 3), (9, 8, 1)]
     assert runs_of([(1, 3), (2, 4), (3, 5)]) == [(1, 3, 2), (3, 5, 1)], "runs must not overlap"

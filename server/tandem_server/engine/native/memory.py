@@ -77,8 +77,7 @@ class Memory:
 
     def release(self, sequence: Sequence) -> None:
         """Takes back all blocks of a sequence that no step in flight writes to."""
-        if sequence.finish != "error" and sequence.written:
-            self.publish(sequence, sequence.accepted)
+        self.publish(sequence, sequence.accepted)
         self.blocks.release(sequence.slot)
 
     def _seat(self, sequence: Sequence) -> Grant:

@@ -63,15 +63,15 @@ class StepPlan:
     """One forward of a batch."""
 
     number: int
-    moves: tuple[tuple[int, int], ...] = ()
-    """Blocks whose content is copied to another one, in order, before anything else is done."""
     admitted: tuple[Admission, ...] = ()
-    reseated: tuple[Reseat, ...] = ()
     decode: tuple[Decode, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     samples: tuple[tuple[int, int], ...] = ()
     """(slot, position of the new token) of each row that gets a token."""
     needs: Needs = field(default_factory=Needs)
+    moves: tuple[tuple[int, int], ...] = ()
+    """Blocks whose content is copied to another one, in order, before anything else is done."""
+    reseated: tuple[Reseat, ...] = ()
 
     def slots(self) -> set[int]:
         """All slots that the step writes to."""

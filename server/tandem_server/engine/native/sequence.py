@@ -35,7 +35,7 @@ class Limits:
 
     def blocks_for(self, positions: int) -> int:
         """Blocks that attention over so many positions reads."""
-        return min(self.slot_blocks, -(-max(1, -(-positions // self.span) * self.span) // self.block))
+        return min(self.slot_blocks, -(-(-(-positions // self.span) * self.span) // self.block))
 
 
 @dataclass(eq=False)
