@@ -34,7 +34,7 @@ class Add(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     """Unique in the life of the runner."""
     prompt: list[int]
     max_tokens: int
-    """At least 1; the front end has made sure that prompt and answer fit the context of a slot, unless `keep` is set."""
+    """At least 1; the front end has made sure that prompt and answer fit the context, unless `keep` is set."""
     sampling: Sampling
     stop_tokens: list[int] = []
     """Token ids that end the answer (end-of-sequence ids of the checkpoint among them, unless it is ignored)."""
@@ -43,6 +43,8 @@ class Add(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     keep: int | None = None
     """When the context is full: None ends the answer; else so many tokens of the prompt stay, half of what follows them
     is dropped, and the answer goes on (Ollama's `shift` and `num_keep`)."""
+    context: int = 0
+    """Tokens that the request's own context has where that is less than a slot's; 0: all."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):

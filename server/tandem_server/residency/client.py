@@ -56,11 +56,11 @@ class Stream:
         assert isinstance(answer, wire.Embedded)
         return answer
 
-    def abort(self) -> None:
-        """Nobody wants the rest. The slot stays taken until the runner confirms."""
+    def abort(self, accepted: int = 0) -> None:
+        """Nobody wants what follows the first `accepted` tokens. The slot stays taken until the runner confirms."""
         if not self.ended and self.aborted_at is None:
             self.aborted_at = time.monotonic()
-            self._client.send(wire.Abort(self.number))
+            self._client.send(wire.Abort(self.number, accepted))
 
     async def _next(self) -> tuple[float, wire.TokenRow | wire.Embedded]:
         at, item = await self._rows.get()
@@ -100,12 +100,10 @@ class WireClient:
         self._gone: RunnerGone | None = None
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._transmit())]
 
-    def add(
-        self, prompt: list[int], max_tokens: int, sampling: wire.Sampling, stops: list[int], on_end: Callable[[], None]
-    ) -> Stream:
-        """Starts a generation. Raises RunnerGone; `on_end` is then not called."""
+    def add(self, request: wire.Add, on_end: Callable[[], None]) -> Stream:
+        """Starts a generation, under a number of its own. Raises RunnerGone; `on_end` is then not called."""
         stream = self._open(on_end, prompt=True)
-        self.send(wire.Add(stream.number, prompt, max_tokens, sampling, stops))
+        self.send(msgspec.structs.replace(request, request=stream.number))
         return stream
 
     def embed(self, inputs: list[list[int]], on_end: Callable[[], None]) -> Stream:

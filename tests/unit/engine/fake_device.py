@@ -3,8 +3,9 @@
 It keeps a shadow of every block of the cache: which sequence wrote a position last, as which of its own, with which
 token behind which others; positions that nobody wrote are poison. A token is computed from what is read there, so
 that a wrong read either fails or changes an answer. What a request is said to find in the cache must be there, made
-from the same tokens under the same salt (here: the seed) and without a broken number. Steps are computed in the order of their launch, each as early or as late as `rng`
-picks: at its launch, before a later launch, or only when its result is asked for.
+from the same tokens under the same salt (here: the seed) and without a broken number. Steps are computed in the order
+of their launch, each as early or as late as `rng` picks: at its launch, before a later launch, or only when its result
+is asked for.
 """
 
 import random
@@ -32,6 +33,7 @@ def next_token(history: list[int], vocabulary: int) -> int:
 def expected(add: Add, vocabulary: int, context: int = 1 << 30) -> tuple[list[int], str]:
     """What the request gets when nothing interferes."""
     history, tokens = list(add.prompt), []
+    context = min(context, add.context or context)
     while len(tokens) < add.max_tokens:
         if len(history) > context:
             assert add.keep is not None

@@ -1,4 +1,4 @@
-"""Blocks of the cache: one run where there is one, each block taken and given back exactly once, none lost too early."""
+"""Blocks of the cache: one run where there is one, each taken and given back exactly once, none lost too early."""
 
 import random
 from dataclasses import dataclass
@@ -67,11 +67,11 @@ def test_what_is_found_is_there_and_what_is_held_stays(shared):
         rng = random.Random(seed)
         slots, size = rng.randint(1, 4), rng.randint(2, 6)
         pool = BlockPool(slots * size if not shared else rng.randint(size, slots * size), near_home)
-        model, running = Model(pool, [""] * pool.count), dict[int, tuple[str, list[int], int]]()
+        model, running = Model(pool, [""] * pool.count), dict[int, tuple[str, list[int]]]()
         for _ in range(60):
             slot = rng.randrange(slots)
             if slot in running:
-                text, blocks, reused = running[slot]
+                text, blocks = running[slot]
                 assert [model.content[block] for block in blocks] == [text[: n + 1] for n in range(len(blocks))]
                 if not shared and len(blocks) < len(text) and rng.random() < 0.5:
                     grant = pool.grow(slot, len(text))
@@ -95,7 +95,7 @@ def test_what_is_found_is_there_and_what_is_held_stays(shared):
             else:
                 grant = pool.settle(slot, found, rng.randint(1, len(text)), slot * size)
             model.carry_out(grant, text, grant.blocks)
-            running[slot] = (text, list(grant.blocks), grant.reused)
+            running[slot] = (text, list(grant.blocks))
             for other in ("aaaaaa", "abbbbb", "babababa", text):
                 model.found(other)
         for slot in running:

@@ -70,7 +70,8 @@ def random_add(rng: random.Random, request: int, limits: Limits, known: list[Add
         salt=str(salt),
     )
     if rng.random() < 0.25:
-        add = msgspec.structs.replace(add, keep=rng.randint(0, 5), max_tokens=rng.randint(1, 3 * limits.context))
+        most, own = rng.randint(1, 3 * limits.context), rng.choice([0, rng.randint(len(prompt) + 1, limits.context)])
+        add = msgspec.structs.replace(add, keep=rng.randint(0, 5), max_tokens=most, context=own)
     known.append(add)
     return add
 

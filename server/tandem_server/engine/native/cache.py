@@ -2,8 +2,8 @@
 
 Between the decoder, which writes and attends, and the block tables of the scheduler. A slot whose blocks are one run
 is read as a view; so are all slots at once where each one's run stands at its home, which is always so where every
-slot has memory for its whole context. Anything else is gathered. Heads stand before positions, so either way a head's keys
-are contiguous and its query heads fold onto them.
+slot has memory for its whole context. Anything else is gathered. Heads stand before positions, so either way a head's
+keys are contiguous and its query heads fold onto them.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class Memory:
     def shift(self, sequence: Sequence) -> Reseat:
         """The sequence's context is full: drops part of it and gives the slot blocks for the rest, anew."""
         self.blocks.release(sequence.slot)
-        sequence.shift(self._limits.context)
+        sequence.shift()
         grant = self._seat(sequence)
         return Reseat(sequence.slot, grant.blocks, grant.reused, more=False)
 
@@ -69,7 +69,7 @@ class Memory:
     def publish(self, sequence: Sequence, accepted: int) -> None:
         """Names the blocks that are full of prompt and of `accepted` tokens of the answer, and surely written."""
         limits = self._limits
-        if not limits.reuse or accepted < sequence.origin or (self._shared and sequence.shifts(limits.context)):
+        if not limits.reuse or accepted < sequence.origin or (self._shared and sequence.shifts):
             return
         tokens = [*sequence.prompt, *sequence.made[sequence.origin : accepted]]
         count = min(len(tokens), sequence.written) // limits.block
@@ -95,9 +95,9 @@ class Memory:
         """All but the last token of the prompt may be found: something must be computed to go on from."""
         limits = self._limits
         # A sequence that may shift gives its blocks back and takes as many: they must be its own to the last.
-        if not limits.reuse or (self._shared and sequence.shifts(limits.context)):
+        if not limits.reuse or (self._shared and sequence.shifts):
             return ()
         return self.blocks.find(sequence.chain.names(sequence.prompt, (len(sequence.prompt) - 1) // limits.block))
 
     def _worst(self, sequence: Sequence) -> int:
-        return self._limits.blocks_for(min(self._limits.context, len(sequence.add.prompt) + sequence.add.max_tokens))
+        return self._limits.blocks_for(sequence.longest)

@@ -78,7 +78,7 @@ class Scheduler:
         problem = f"request id {add.request} is in use already" if twice else self._problem(add)
         if problem:
             return TokenRow(add.request, [], "error", problem)
-        self._waiting.append(Sequence(add, self.limits.block))
+        self._waiting.append(Sequence(add, self.limits))
         return None
 
     def abort(self, request: int, accepted: int = 0) -> TokenRow | None:
@@ -102,11 +102,11 @@ class Scheduler:
         """The next step, or None when there is nothing to compute. What it plans counts as launched."""
         reseated = self._shift()
         admitted = self._admit()
-        decoding = [s for s in self._running.values() if s.decodes and s.end < self.limits.context]
+        decoding = [s for s in self._running.values() if s.decodes and s.end < s.context]
         decode = tuple(Decode(s.slot, s.end) for s in decoding)
         chunked = self._chunks()
         if not (decode or chunked):
-            assert not (admitted or reseated), "a sequence got blocks and nothing to compute"
+            assert not [*admitted, *reseated], "a sequence got blocks and nothing to compute"
             return None
         reseated += self.memory.cover(decoding)
         takers = decoding + [s for s, chunk in chunked if chunk.final]
@@ -155,11 +155,10 @@ class Scheduler:
             return "the prompt has no tokens"
         if add.max_tokens < 1:
             return f"max_tokens is {add.max_tokens}, it must be at least 1"
-        if len(add.prompt) + (add.max_tokens if add.keep is None else 1) > limits.context:
-            return (
-                f"{len(add.prompt)} prompt tokens and {add.max_tokens} new ones exceed the context of "
-                f"{limits.context} tokens"
-            )
+        context = min(limits.context, add.context or limits.context)
+        new = add.max_tokens if add.keep is None else 1
+        if len(add.prompt) + new > context:
+            return f"{len(add.prompt)} prompt tokens and {new} new ones exceed the context of {context} tokens"
         if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
             bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
@@ -167,7 +166,7 @@ class Scheduler:
 
     def _shift(self) -> tuple[Reseat, ...]:
         """Sequences whose context is full, and whose tokens are all known, make room in it."""
-        full = [s for s in self._running.values() if s.decodes and s.end >= self.limits.context and not s.in_flight]
+        full = [s for s in self._running.values() if s.decodes and s.end >= s.context and not s.in_flight]
         return tuple(self.memory.shift(sequence) for sequence in full)
 
     def _admit(self) -> list[tuple[Sequence, Admission]]:

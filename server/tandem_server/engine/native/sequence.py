@@ -31,7 +31,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         assert self.budget >= self.chunk, f"no chunk of {self.chunk} tokens fits a budget of {self.budget}"
-        assert self.pool_blocks is None or self.pool_blocks >= self.slot_blocks, "no context fits the pool"
+        whole = self.blocks_for(self.context)
+        assert self.pool_blocks is None or self.pool_blocks >= whole, (
+            f"no {whole} blocks fit a pool of {self.pool_blocks}"
+        )
 
     def blocks_for(self, positions: int) -> int:
         """Blocks that attention over so many positions reads."""
@@ -43,8 +46,7 @@ class Sequence:
     """One request. After a shift its `prompt` is what was kept of it and of the answer."""
 
     add: Add
-    block: int = BLOCK
-    """Positions of a block."""
+    limits: Limits
     prompt: list[int] = field(init=False)
     slot: int = -1
     prefilled: int = 0
@@ -82,19 +84,30 @@ class Sequence:
         """Whether its next row is a decode row, as far as the prompt is concerned."""
         return self.prefilled == len(self.prompt) and self.planned < self.add.max_tokens
 
-    def shifts(self, context: int) -> bool:
-        """Whether it may reach the end of the context and go on."""
-        return self.add.keep is not None and len(self.add.prompt) + self.add.max_tokens > context
+    @property
+    def context(self) -> int:
+        """Tokens of the request's context."""
+        return min(self.limits.context, self.add.context or self.limits.context)
 
-    def shift(self, context: int) -> None:
+    @property
+    def longest(self) -> int:
+        """Positions that it may come to use."""
+        return min(self.context, len(self.add.prompt) + self.add.max_tokens)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether it may reach the end of its context and go on."""
+        return self.add.keep is not None and len(self.add.prompt) + self.add.max_tokens > self.context
+
+    def shift(self) -> None:
         """Drops half of what follows the kept beginning; what stays is read as a new prompt, at new positions.
 
         All of the sequence must be known, the last token included, which has not been put in yet.
         """
         whole = [*self.prompt, *self.made[self.origin :]]
-        keep = min(self.add.keep or 0, len(self.add.prompt), context - 2)
-        self._begin(whole[:keep] + whole[keep + (context - keep) // 2 :])
+        keep = min(self.add.keep or 0, len(self.add.prompt), self.context - 2)
+        self._begin(whole[:keep] + whole[keep + (self.context - keep) // 2 :])
         self.prefilled, self.origin, self.written = 0, len(self.made), 0
 
     def _begin(self, prompt: list[int]) -> None:
-        self.prompt, self.chain = prompt, Chain(self.add.salt, self.block)
+        self.prompt, self.chain = prompt, Chain(self.add.salt, self.limits.block)
