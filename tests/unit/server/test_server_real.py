@@ -79,7 +79,7 @@ async def check_cut(client: httpx.AsyncClient) -> None:
     cut = lines((await client.post("/api/generate", json={**ask, "shift": False})).text)[-1]
     assert (cut["done"], cut["done_reason"], cut["prompt_eval_count"] + cut["eval_count"]) == (True, "length", 64)
     shifted = lines((await client.post("/api/generate", json=ask)).text)[-1]
-    assert (shifted["done_reason"], shifted["eval_count"]) == ("length", 200)
+    assert 64 < shifted["eval_count"] <= 200, "it goes on where the other one was cut"
     assert shifted["context"][:64] == cut["context"]
     long = await client.post("/v1/completions", json={"model": "chat", "prompt": "x " * 200})
     assert (long.status_code, long.headers["x-tandem-context-length"]) == (400, "128")
