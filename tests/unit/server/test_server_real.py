@@ -7,7 +7,7 @@ import signal
 
 import httpx
 import pytest
-from server_site import REAL, TEMPLATE, embedding_folder, fake_settings, lines, served, until
+from server_site import REAL, TEMPLATE, embedding_folder, fake_settings, served, until
 
 from tandem_api.catalog import CatalogModel
 
@@ -75,12 +75,12 @@ async def check_chat(client: httpx.AsyncClient) -> None:
 
 async def check_cut(client: httpx.AsyncClient) -> None:
     options = {"seed": 3, "num_predict": 200, "num_ctx": 64, "temperature": 0}
-    ask = {"model": "chat", "prompt": "Hi", "raw": True, "options": options}
-    cut = lines((await client.post("/api/generate", json={**ask, "shift": False})).text)[-1]
+    ask = {"model": "chat", "prompt": "Hi", "raw": True, "stream": False, "options": options}
+    cut = (await client.post("/api/generate", json={**ask, "shift": False})).json()
     assert (cut["done"], cut["done_reason"], cut["prompt_eval_count"] + cut["eval_count"]) == (True, "length", 64)
-    shifted = lines((await client.post("/api/generate", json=ask)).text)[-1]
+    shifted = (await client.post("/api/generate", json=ask)).json()
     assert 64 < shifted["eval_count"] <= 200, "it goes on where the other one was cut"
-    assert shifted["context"][:64] == cut["context"]
+    assert shifted["response"].startswith(cut["response"])
     long = await client.post("/v1/completions", json={"model": "chat", "prompt": "x " * 200})
     assert (long.status_code, long.headers["x-tandem-context-length"]) == (400, "128")
 
