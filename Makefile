@@ -11,8 +11,8 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
-	generate bench-engine bench-gateway bench-loads bench-loop bench-operator bench-overlap \
-	bench-prefix
+	generate bench-engine bench-gateway bench-loads bench-loop bench-operator bench-overlap bench-prefix \
+	bench-timeline
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,9 @@ bench-loads: env ## what a load costs the models that serve beside it
 
 bench-loop: env ## both loops on a device of fixed step time against the ideal
 	@$(PY) tools/record.py loop $(PY) bench/loop.py
+
+bench-timeline: env ## what host and device do in each step, as a picture
+	@$(PY) tools/record.py timeline $(PY) bench/timeline.py
 
 bench-gateway: env ## calls through the gateway against direct ones
 	@$(PY) tools/record.py gateway $(PY) bench/gateway.py

@@ -38,6 +38,7 @@ class Outcome:
 
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
+        self.sampling = time.perf_counter()
 
     def to_host(self) -> StepResult:
         """The same token for every row."""

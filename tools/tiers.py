@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 PYTEST = [str(BIN / "python"), "-m", "pytest", "-q", "--durations=5"]
 
+PREPARE = [str(BIN / "python"), "-m", "tandem_devcluster", "prepare"]
+
 TIERS: dict[str, list[list[str]]] = {
     "lint": [
         [str(BIN / "ruff"), "format", "--check", "--quiet", "."],
@@ -23,8 +25,9 @@ TIERS: dict[str, list[list[str]]] = {
     ],
     "fast": [[*PYTEST, "tests/unit", "-m", "not torch and not process"]],
     "unit": [[*PYTEST, "tests/unit", "-m", "torch or process"]],
-    "cluster": [[*PYTEST, "tests/cluster"]],
-    "node": [[*PYTEST, "tests/node", "tests/e2e", "--timeout=600"]],
+    # What takes minutes on a machine's first run is made before the tests, whose own time is bounded.
+    "cluster": [[*PREPARE, "--helm", "--fake-nodes"], [*PYTEST, "tests/cluster"]],
+    "node": [[*PREPARE, "--node", "--helm"], [*PYTEST, "tests/node", "tests/e2e", "--timeout=600"]],
 }
 
 

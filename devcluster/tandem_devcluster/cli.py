@@ -10,6 +10,8 @@ from tandem_devcluster import cluster
 from tandem_devcluster.errors import DevclusterError
 from tandem_devcluster.progress import Progress
 
+PREPARE = "Build what a cluster starts from, once a machine: up does it too, but then its caller waits for minutes."
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
@@ -26,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--helm", action="store_true", help="put helm beside kubectl")
     up.add_argument("--fake-nodes", type=int, default=0, metavar="N", help="N nodes of kwok, which run nothing")
     up.add_argument("--qps", type=int, default=100, help="API calls a second of controllers and scheduler")
+    prepare = commands.add_parser("prepare", help="Build what clusters start from.", description=PREPARE)
+    prepare.add_argument("--node", action="store_true", help="for a cluster with a node (root)")
+    prepare.add_argument("--helm", action="store_true", help="helm too")
+    prepare.add_argument("--fake-nodes", action="store_true", help="kwok too")
     add("down", "End a cluster and remove everything of it.")
     commands.add_parser("status", help="List the clusters.", description="List the clusters.")
     add("env", 'Print the shell lines that point kubectl at a cluster: eval "$(... env)".')
@@ -55,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         more = {"qps": options.qps, "helm": options.helm, "fake_nodes": options.fake_nodes}
         made = cluster.up(options.name, options.node, Progress(), **more)
         print(f"The cluster '{made.name}' is ready. To use it: {_environment(made)}")
+    elif options.command == "prepare":
+        cluster.prepare(options.node, Progress(), helm=options.helm, fake_nodes=int(options.fake_nodes))
     elif options.command == "down":
         gone = cluster.down(options.name)
         print(f"The cluster '{options.name}' is gone." if gone else f"There is no cluster '{options.name}'.")

@@ -43,6 +43,7 @@ class Ask:
         keep: tokens of the prompt that stay when the context is full and the answer goes on; -1 for all of them, None
             to end the answer there.
         salt: requests share cached prompts only under the same one.
+        min_tokens: so many tokens come before a stop string counts; the runner holds stop tokens back as long.
     """
 
     dialect: str
@@ -57,6 +58,7 @@ class Ask:
     context_cap: int | None = None
     keep: int | None = None
     salt: str = ""
+    min_tokens: int = 0
 
 
 @dataclass
@@ -256,8 +258,9 @@ async def _pieces(
             usage.cached_tokens = row.cached or usage.cached_tokens
             text = ""
             for index, token in enumerate(row.tokens):
-                text += stops.push(detokenizer.push([token]))
+                piece = detokenizer.push([token])
                 usage.completion_tokens += 1
+                text += piece if usage.completion_tokens < ask.min_tokens else stops.push(piece)
                 usage.tokens.append(token)
                 pending.append(token)
                 if row.logprobs is not None:

@@ -114,6 +114,15 @@ class Server:
         except ValueError:
             return None  # another server, which answers every path
 
+    def trace(self, model: str) -> dict[str, Any]:
+        """What the steps of a model's runner did and when, in the form that Perfetto reads. Raises Trouble."""
+        with self._speaking():
+            answer = self._http.get("/internal/trace", params={"model": model}, timeout=2 * TELL_SECONDS)
+        if answer.status_code == 404 and model in self.names():
+            raise Trouble(f"the server at {self.url} tells no traces; ask 'tandem serve', or a pod's internal port")
+        self._check(answer.status_code, answer.headers, answer.content, model)
+        return self._object(answer)
+
     def answer(self, model: str, messages: list[Message], settings: dict[str, Value]) -> Iterator[Piece]:
         """The answer as it is made. Raises Trouble; closing the iterator aborts the request."""
         dialect = self.dialect()

@@ -18,11 +18,19 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """0 keeps all."""
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    """Keeps the tokens nearest to the expected surprise that together reach this probability; 1 keeps all."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
     """Always given; the front end draws one for a request that has none. 0 <= seed < 2**63."""
+    min_tokens: int = 0
+    """No stop token comes before so many tokens."""
+    logit_bias: dict[int, float] = {}
+    """Token id -> what is added to its logit."""
+    bad_words: list[list[int]] = []
+    """Runs of tokens that must not come: the last of each is impossible after the others."""
     logprobs: int | None = None
     """None: none are told. n >= 0: the chosen token's, and those of the n most likely ones."""
 
@@ -62,11 +70,17 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", omit_defaults=True):
     """Tokens of the answer that count; the prefix cache keeps none behind them."""
 
 
+class Trace(msgspec.Struct, frozen=True, tag="trace"):
+    """Tell what the last steps did and when. Answered by one `Traced`."""
+
+    request: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the process now; what runs is dropped."""
 
 
-ToRunner = Add | Embed | Abort | Stop
+ToRunner = Add | Embed | Abort | Trace | Stop
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -159,6 +173,28 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Blocks that the prefix cache lost since the start, for their room was needed."""
 
 
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One step. Moments are seconds of the machine's monotonic clock, as `time.perf_counter` gives them."""
+
+    step: int
+    decoded: int
+    """Sequences that got their next token."""
+    prompt_tokens: int
+    woken: bool
+    """The engine had slept before it."""
+    host: tuple[float, float, float, float, float, float]
+    """Began to plan, planned, launched; asked for the outcome, knew it, had told the tokens."""
+    device: tuple[float, float, float]
+    """Began, came to the sampling, ended."""
+
+
+class Traced(msgspec.Struct, frozen=True, tag="traced"):
+    """Answer to `Trace`: the steps that are remembered, oldest first; none for models that work in no such steps."""
+
+    request: int
+    steps: list[StepRecord]
+
+
 class Died(msgspec.Struct, frozen=True, tag="died"):
     """The runner's last words: why it ends."""
 
@@ -167,7 +203,7 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     """A word for programs, such as DoesNotFit."""
 
 
-FromRunner = Progress | Loaded | Tokens | Embedded | Stats | Died
+FromRunner = Progress | Loaded | Tokens | Embedded | Traced | Stats | Died
 
 
 class RunnerSpec(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from tandem_server.http.fields import (
     Temperature,
     TopK,
     TopP,
+    TypicalP,
     unsupported,
 )
 
@@ -42,6 +43,7 @@ class Options(Body):
     top_k: TopK | None = None
     top_p: TopP | None = None
     min_p: MinP | None = None
+    typical_p: TypicalP | None = None
     seed: Seed | None = None
     stop: Stops = Field(default_factory=list)
     repeat_penalty: RepetitionPenalty | None = None
@@ -69,6 +71,7 @@ class Options(Body):
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
+            "typical_p": self.typical_p,
             "seed": self.seed if self.seeded else None,
             "repetition_penalty": self.repeat_penalty,
             "presence_penalty": self.presence_penalty,

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from tandem_api.dialects import Dialect
+from tandem_server.chat.bad_words import bad_words
 from tandem_server.chat.checkpoint import Checkpoint, check_tokens
 from tandem_server.chat.prompt import chat_prompt
 from tandem_server.embedding import EmbedAsk, Embeddings, embed
@@ -37,11 +38,16 @@ def _ask(
     prompt: Callable[[Checkpoint, int], list[int]],
     characters: int,
 ) -> Ask:
+    biases = body.biases()
+
     def sampling(checkpoint: Checkpoint) -> Sampling:
-        return sampling_for({**body.sampling(), "logprobs": logprobs}, host.entry.defaults, checkpoint, DEFAULTS)
+        more = {"logprobs": logprobs, "logit_bias": biases, "bad_words": bad_words(body.bad_words or [], checkpoint)}
+        return sampling_for({**body.sampling(), **more}, host.entry.defaults, checkpoint, DEFAULTS)
 
     def checked(checkpoint: Checkpoint, room: int) -> list[int]:
         check_tokens(body.stop_token_ids or [], checkpoint, "stop_token_ids")
+        check_tokens(list(biases), checkpoint, "logit_bias")
+        bad_words(body.bad_words or [], checkpoint)
         return prompt(checkpoint, room)
 
     return Ask(
@@ -55,6 +61,7 @@ def _ask(
         stop_tokens=tuple(body.stop_token_ids or ()),
         ignore_end=bool(body.ignore_eos),
         salt=body.cache_salt or "",
+        min_tokens=body.min_tokens or 0,
     )
 
 

@@ -1,7 +1,7 @@
 """Request bodies of OpenAI's API: which fields there are, their limits, and which are honestly refused.
 
-First on the path of an OpenAI request. Fields of vLLM and others that clients know (`top_k`, `min_p`,
-`repetition_penalty`, `stop_token_ids`, `ignore_eos`, `cache_salt`) are taken too.
+First on the path of an OpenAI request. Fields of vLLM and others that clients know (`top_k`, `min_p`, `typical_p`,
+`repetition_penalty`, `stop_token_ids`, `ignore_eos`, `min_tokens`, `bad_words`, `cache_salt`) are taken too.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,26 @@ from tandem_server.http.fields import (
     MAX_LOGPROBS,
     Body,
     Count,
+    Float,
     Int,
     MinP,
     Name,
     Penalty,
     RepetitionPenalty,
     Seed,
+    Stop,
     Stops,
     Temperature,
     TopK,
     TopP,
+    TypicalP,
     unsupported,
 )
 
 MAX_SALT = 256
+MAX_BIASES = 300
+MAX_BAD_WORDS = 64
+Bias = Annotated[Float, Field(ge=-100, le=100)]
 TokenId = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -48,6 +54,7 @@ class Sampled(Body):
     top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: MinP | None = None
+    typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -58,8 +65,9 @@ class Sampled(Body):
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SALT)] | None = None
     max_tokens: Count | None = None
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
-    logit_bias: dict[str, Any] | None = None
-    min_tokens: Annotated[Int, Field(ge=0)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
+    bad_words: Annotated[list[Stop], Field(max_length=MAX_BAD_WORDS)] | None = None
+    min_tokens: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
     best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
 
     def refuse_unsupported(self) -> None:
@@ -68,10 +76,26 @@ class Sampled(Body):
             raise unsupported("n", "one answer a request; send the request n times")
         if self.best_of not in (None, 1):
             raise unsupported("best_of", "one answer a request")
-        if self.logit_bias:
-            raise unsupported("logit_bias")
-        if self.min_tokens:
-            raise unsupported("min_tokens")
+        if self.min_tokens and self.limit is not None and self.min_tokens > self.limit:
+            raise ApiError(
+                400,
+                f"min_tokens: must be at most max_tokens, which is {self.limit} (got {self.min_tokens})",
+                param="min_tokens",
+            )
+
+    @property
+    def limit(self) -> int | None:
+        """The answer's bound in tokens."""
+        return self.max_tokens
+
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` by token id. Raises ApiError 400 for keys that are no such ids."""
+        found: dict[int, float] = {}
+        for key, value in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) <= 20):
+                raise ApiError(400, f"logit_bias: keys must be token ids (got {key[:40]!r})", param="logit_bias")
+            found[int(key)] = value
+        return found
 
     @property
     def streamed(self) -> bool:
@@ -88,8 +112,8 @@ class Sampled(Body):
         return {
             name: getattr(self, name)
             for name in (
-                "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-                "frequency_penalty", "seed",
+                "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+                "frequency_penalty", "seed", "min_tokens",
             )
         }  # fmt: skip
 

@@ -98,6 +98,7 @@ class WireClient:
         self._socket.bind(address)
         self._outbox: asyncio.Queue[wire.ToRunner] = asyncio.Queue()
         self._gone: RunnerGone | None = None
+        self._traces: dict[int, asyncio.Future[list[wire.StepRecord]]] = {}
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._transmit())]
 
     def add(self, request: wire.Add, on_end: Callable[[], None]) -> Stream:
@@ -112,6 +113,24 @@ class WireClient:
         self.send(wire.Embed(stream.number, inputs))
         return stream
 
+    async def trace(self, seconds: float) -> list[wire.StepRecord]:
+        """The steps that the runner remembers. Raises RunnerGone, or TimeoutError when it is silent for `seconds`."""
+        if self._gone is not None:
+            raise RunnerGone(str(self._gone))
+        number = next(_numbers)
+        self._traces[number] = asyncio.get_running_loop().create_future()
+        self.send(wire.Trace(number))
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._traces[number]
+        finally:
+            del self._traces[number]
+
+    @property
+    def traces_awaited(self) -> int:
+        """How many wait for a trace."""
+        return len(self._traces)
+
     def send(self, message: wire.ToRunner) -> None:
         """Queues a message; what is queued when the runner goes is dropped."""
         self._outbox.put_nowait(message)
@@ -122,6 +141,9 @@ class WireClient:
         for stream in list(self.streams.values()):
             del self.streams[stream.number]
             stream.push(RunnerGone(cause), last=True)
+        for trace in self._traces.values():
+            if not trace.done():
+                trace.set_exception(RunnerGone(cause))
 
     async def settle(self, quiet_seconds: float = 0.1, most_seconds: float = 2.0) -> None:
         """After the process ended: reads what it still sent, until nothing came for a moment."""
@@ -167,6 +189,10 @@ class WireClient:
                 self._give(row.request, row, last=row.finish is not None)
         elif isinstance(message, wire.Embedded):
             self._give(message.request, message, last=True)
+        elif isinstance(message, wire.Traced):
+            trace = self._traces.get(message.request)
+            if trace is not None and not trace.done():
+                trace.set_result(message.steps)
         else:
             self._on_message(message)
 

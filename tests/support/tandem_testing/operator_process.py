@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -79,9 +80,9 @@ class Proxy:
         self._stopping = False
         self.answering.set()
         trust = self.kube.trust if self.as_caller else self.kube.admin
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust, limit=0), timeout=aiohttp.ClientTimeout(total=None)
-        )
+        self._sockets: set[socket.socket] = set()
+        connector = aiohttp.TCPConnector(ssl=trust, limit=0, socket_factory=self._socket)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
         self._watches: set[aiohttp.ClientResponse] = set()
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{path:.*}", self._pass)
@@ -93,7 +94,7 @@ class Proxy:
     async def stop(self) -> None:
         """Stops to listen, ending every watch; what was held is refused, and what is under way comes to its end.
 
-        A connection that is cut off while it is being made would outlive a test's event loop.
+        When it returns no connection is left, so that none outlives its test's event loop.
         """
         self._stopping = True
         self.cut_watches()
@@ -101,6 +102,33 @@ class Proxy:
         self.answering.set()
         await self._runner.cleanup()
         await self._session.close()
+        await self._hang_up()
+
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """Makes the socket of one connection to the API server, and remembers it until it is closed."""
+        made = socket.socket(*address[:3])
+        self._sockets = {one for one in self._sockets if one.fileno() >= 0} | {made}
+        return made
+
+    @property
+    def watches(self) -> int:
+        """Watches that are passed on now."""
+        return len(self._watches)
+
+    @property
+    def connections(self) -> int:
+        """Connections to the API server that are not closed yet, forgotten by the session or not."""
+        return sum(one.fileno() >= 0 for one in self._sockets)
+
+    async def _hang_up(self) -> None:
+        """Ends what the session no longer knows: whom a killed caller left with an answer half read says farewell by
+        TLS in the background, for as long as the API server takes to return it."""
+        for one in self._sockets:
+            with contextlib.suppress(OSError):  # closed meanwhile, by either side
+                one.shutdown(socket.SHUT_RDWR)
+        async with asyncio.timeout(10):
+            while self.connections:  # noqa: ASYNC110 - no event tells of a closed socket
+                await asyncio.sleep(0.005)
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         kept = {key: value for key, value in request.headers.items() if key.lower() not in _DROPPED}

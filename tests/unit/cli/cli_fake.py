@@ -37,6 +37,7 @@ class FakeServer:
         }
         self.ps: list[dict[str, Any]] = []
         self.report: dict[str, Any] | None = None
+        self.traces: dict[str, Any] = {}
         self.only: set[str] | None = None
         self.seen: list[tuple[str, dict[str, str], Any]] = []
         self.release = threading.Event()
@@ -69,6 +70,9 @@ class FakeServer:
             "/api/show": lambda: self._show(body),
             "/internal/report": lambda: (404, {}) if self.report is None else (200, self.report),
         }
+        if path.startswith("/internal/trace?model="):
+            trace = self.traces.get(path.partition("=")[2])
+            return (404, {"error": "nothing here"}) if trace is None else (200, trace)
         return answers.get(path, lambda: (404, {"error": "nothing here"}))()
 
     def _show(self, body: Any) -> tuple[int, Any]:

@@ -39,6 +39,20 @@ def test_arguments() -> None:
         cli.parser().parse_args(["load-image"])
 
 
+def test_prepare_builds_what_up_would_and_starts_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr("tandem_devcluster.packages.provide", lambda wanted, progress: None)
+
+    def provide(name: str, progress: object) -> Path:
+        built.append(name)
+        return Path("/built") / name
+
+    monkeypatch.setattr("tandem_devcluster.toolchain.provide", provide)
+    assert cli.main(["prepare", "--helm", "--fake-nodes"]) == 0
+    assert sorted(built) == ["helm", "kubernetes", "kwok"]
+    assert not home.exists()
+
+
 @pytest.mark.parametrize("name", ["", "A", "-a", "a/b", "..", "a" * 41])
 def test_names_that_are_no_folder_of_ours(name: str) -> None:
     with pytest.raises(DevclusterError, match="cannot name a cluster") as refused:

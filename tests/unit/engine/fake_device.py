@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, Reseat, StepPlan, StepResult
 from tandem_server.engine.native.scheduler import Limits
+from tandem_server.engine.native.timeline import DeviceTimes
 from tandem_server.engine.wire import Add
 
+NO_TIMES = DeviceTimes(0.0, 0.0, 0.0)
 FAILURE = "the fake device has no memory for this"
 NAN_TOKEN = 0
 """A prompt that holds it breaks the fake model's numbers."""
@@ -67,6 +69,7 @@ class FakePending:
     device: "FakeDevice"
     plan: StepPlan
     outcome: StepResult | None = None
+    times: DeviceTimes = NO_TIMES
 
     def result(self) -> StepResult:
         self.device.compute_up_to(self)

@@ -80,7 +80,7 @@ def test_an_error_while_the_next_step_is_built_does_not_hang(overlapped, failing
     def compute(plan: StepPlan) -> SimpleNamespace:
         if plan.number == failing_step:
             raise ValueError("the device is gone")
-        return SimpleNamespace(to_host=lambda: StepResult({slot: 3 for slot, _ in plan.samples}))
+        return SimpleNamespace(sampling=0.0, to_host=lambda: StepResult({slot: 3 for slot, _ in plan.samples}))
 
     executor = (WorkerExecutor if overlapped else InlineExecutor)(compute)
     with pytest.raises(ValueError, match="the device is gone"):

@@ -33,6 +33,8 @@ from tandem_server.engine.wire import (
     TokenRow,
     Tokens,
     ToRunner,
+    Trace,
+    Traced,
     decode_from_runner,
     encode,
 )
@@ -180,6 +182,16 @@ def test_load_run_abort_and_stop(front, make_checkpoint, caplog):
     idle = one.until(Stats, Tokens)
     assert isinstance(idle, Stats)
     assert idle.busy == 0
+
+    one.send(Trace(9))
+    traced = one.until(Traced, Stats)
+    assert isinstance(traced, Traced)
+    assert traced.request == 9
+    assert [record.step for record in traced.steps] == list(range(1, len(traced.steps) + 1))
+    assert sum(record.prompt_tokens for record in traced.steps) == 3 + 3 + 1 + 1 + 1 + 1, "of the requests that ran"
+    for record in traced.steps:
+        assert list(record.host) == sorted(record.host)
+        assert record.host[1] < record.device[0] < record.device[1] < record.device[2] < record.host[4]
 
     one.send(Stop())
     front.join()

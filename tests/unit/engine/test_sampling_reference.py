@@ -1,8 +1,9 @@
 """Every parameter of `Sampling`, alone and in combinations, against a straightforward sampler in numpy.
 
-The reference works on one row, in float64, by the book: penalties, temperature, top_k, top_p, min_p, then the largest
-of log-probability plus noise. It shares nothing with the sampler but the definition of the noise, which is computed
-here anew from its description. A token may differ only where two candidates are nearer than float32 can tell.
+The reference works on one row, in float64, by the book: biases, penalties, temperature, top_k, typical_p, top_p, min_p,
+then the largest of log-probability plus noise. It shares nothing with the sampler but the definition of the noise,
+which is computed here anew from its description. A token may differ only where two candidates are nearer than float32
+can tell.
 """
 
 import random
@@ -20,6 +21,7 @@ from tandem_server.engine.wire import Sampling
 pytestmark = pytest.mark.torch
 
 VOCABULARY = 300
+STOPS = (1, 4, 7)
 STEPS = 12
 NEAR = 2e-5
 """Differences of score below this are ties to float32."""
@@ -53,6 +55,13 @@ def reference_scores(
 ) -> np.ndarray:
     """Whose largest is the token; minus infinity where a filter leaves a token out."""
     scores = logits.astype(np.float64)
+    for token, value in sampling.logit_bias.items():
+        scores[token] += value
+    if len(made) < sampling.min_tokens:
+        scores[list(STOPS)] = -np.inf
+    for word in sampling.bad_words:
+        if len(word) == 1 or made[1 - len(word) :] == word[:-1]:
+            scores[word[-1]] = -np.inf
     for token in {*prompt, *made}:
         scores[token] *= 1 / sampling.repetition_penalty if scores[token] > 0 else sampling.repetition_penalty
     for token in set(made):
@@ -63,6 +72,8 @@ def reference_scores(
     order = sorted(range(len(scores)), key=lambda token: -scores[token])
     if sampling.top_k:
         order = order[: sampling.top_k]
+    if sampling.typical_p < 1:
+        order = typical(scores, order, sampling.typical_p)
     weights = np.exp(scores[order] - scores[order[0]])
     shares = weights / weights.sum()
     kept, mass = [], 0.0
@@ -78,13 +89,27 @@ def reference_scores(
     return result
 
 
+def typical(scores: np.ndarray, order: list[int], share: float) -> list[int]:
+    """The candidates nearest to the expected surprise that together reach `share`, in their order."""
+    weights = np.exp(scores[order] - scores[order[0]])
+    shares = dict(zip(order, weights / weights.sum(), strict=True))
+    entropy = -sum(p * np.log(p) for p in shares.values() if p > 0)
+    kept, mass = set(), 0.0
+    for token in sorted(order, key=lambda token: abs(-np.log(shares[token]) - entropy) if shares[token] else np.inf):
+        if mass >= share:
+            break
+        kept.add(token)
+        mass += shares[token]
+    return [token for token in order if token in kept]
+
+
 def compare(samplings: list[Sampling], seed: int) -> int:
     """Runs one row a sampling, beside each other, for some steps; gives the number of rows that were near ties."""
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     sampler = Sampler(len(samplings), VOCABULARY, torch.device("cpu"))
     prompts = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))] for _ in samplings]
     for slot, (sampling, prompt) in enumerate(zip(samplings, prompts, strict=True)):
-        sampler.admit(Admission(slot, sampling, prompt))
+        sampler.admit(Admission(slot, sampling, prompt, STOPS))
     made: list[list[int]] = [[] for _ in samplings]
     ties = 0
     for step in range(STEPS):
@@ -112,6 +137,14 @@ ALONE = {
     "top_k": [Sampling(top_k=k, seed=k) for k in (1, 2, 40, SHORT_LIST, SHORT_LIST + 1, VOCABULARY, 5000)],
     "top_p": [Sampling(top_p=p, seed=5) for p in (0.01, 0.3, 0.5, 0.9, 0.999)],
     "min_p": [Sampling(min_p=p, seed=6) for p in (0.001, 0.05, 0.3, 1.0)],
+    "typical_p": [Sampling(typical_p=p, top_k=k, seed=6) for p in (0.05, 0.4, 0.9, 0.999) for k in (0, 50)],
+    "min_tokens": [Sampling(min_tokens=n, seed=n) for n in (1, 5, STEPS - 1, STEPS, 100)],
+    "logit_bias": [
+        Sampling(logit_bias=bias, seed=4) for bias in ({0: 5.0, 299: -5.0}, {3: -100.0}, dict.fromkeys(range(8), -90.0))
+    ],
+    "bad_words": [
+        Sampling(bad_words=words, seed=3) for words in ([[2]], [[2, 3]], [[a, b] for a in range(8) for b in range(8)])
+    ],
     "repetition_penalty": [Sampling(repetition_penalty=r, seed=7) for r in (0.5, 1.1, 2.0)],
     "presence_penalty": [Sampling(presence_penalty=p, seed=8) for p in (-2.0, 0.5, 2.0)],
     "frequency_penalty": [Sampling(frequency_penalty=p, seed=9) for p in (-2.0, 0.5, 2.0)],
@@ -138,6 +171,10 @@ def random_sampling(rng: random.Random) -> Sampling:
         top_k=rng.choice([0, 0, 3, 30, 150]),
         top_p=rng.choice([1.0, 1.0, 0.95, 0.6]),
         min_p=rng.choice([0.0, 0.0, 0.02, 0.2]),
+        typical_p=rng.choice([1.0, 1.0, 0.9, 0.5]),
+        min_tokens=rng.choice([0, 0, 4, 8]),
+        logit_bias=rng.choice([{}, {}, {rng.randrange(12): rng.uniform(-6, 6) for _ in range(5)}]),
+        bad_words=rng.choice([[], [], [[rng.randrange(8) for _ in range(rng.randint(1, 3))] for _ in range(30)]]),
         repetition_penalty=rng.choice([1.0, 1.0, 1.15, 0.8]),
         presence_penalty=rng.choice([0.0, 0.0, 0.9, -0.4]),
         frequency_penalty=rng.choice([0.0, 0.0, 0.6, -0.3]),

@@ -194,6 +194,9 @@ def handle(message: Any, running: dict[int, Running], socket: Any, fake: FakeSpe
         running[message.request].aborted = True
         with (folder / "aborted").open("a") as log:
             log.write(f"{message.request}\n")
+    elif isinstance(message, wire.Trace):
+        step = wire.StepRecord(7, 2, 30, True, (1.0, 1.1, 1.2, 1.5, 1.8, 1.9), (1.2, 1.6, 1.7))
+        socket.send(wire.encode(wire.Traced(message.request, [step])))
     elif isinstance(message, wire.Embed):
         numbers = [number for ids in message.inputs for number in vector(ids, fake.size)]
         data = struct.pack(f"<{len(numbers)}f", *numbers)

@@ -7,6 +7,8 @@ import struct
 import pytest
 from server_site import ANSWER, sse
 
+from tandem_server.chat.bad_words import bad_words
+
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -67,6 +69,22 @@ def test_a_stop_string_is_not_given_and_tokens_after_it_do_not_count(site):
     assert body["choices"][0]["message"]["content"] == before
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"]["completion_tokens"] == count(site, before + "<done>")
+
+
+def test_a_stop_string_counts_from_min_tokens_on(site):
+    least = count(site, ANSWER.partition("rld")[0]) + 1
+    body = site.post("/v1/chat/completions", {**CHAT, "stop": ["ll", "20"], "min_tokens": least}).json()
+    assert body["choices"][0]["message"]["content"] == ANSWER.partition("20")[0]
+    body = site.post("/v1/chat/completions", {**CHAT, "stop": ["ll", "20"], "min_tokens": 1}).json()
+    assert body["choices"][0]["message"]["content"] == "He"
+
+
+def test_bad_words_are_run_of_tokens_with_and_without_a_space(site):
+    checkpoint = site.pod.manager.hosts["fake"].checkpoint
+    runs = bad_words(["hello", " user", "q"], checkpoint)
+    texts = ["".join(checkpoint.tokenizer.text_of(token) for token in run) for run in runs]
+    assert set(texts) >= {"hello", "user", "q"}
+    assert {text.strip() for text in texts} == {"hello", "user", "q"}
 
 
 def test_the_answer_is_clipped_to_the_context(site):

@@ -10,7 +10,13 @@ SAMPLED = [
     ("repetition_penalty", "0"), ("repetition_penalty", "NaN"), ("seed", "1.5"), ("seed", "1e400"),
     ("max_tokens", "0"), ("max_tokens", "-1"), ("max_tokens", "true"), ("max_tokens", "1.5"), ("stop", '""'),
     ("stop", '["a", ""]'), ("stop", "[" + ",".join(['"x"'] * 17) + "]"), ("stop", "3"), ("n", "2"), ("n", "0"),
-    ("logit_bias", '{"5": 1}'), ("stop_token_ids", "[-1]"), ("stop_token_ids", "[999999]"), ("min_tokens", "5"),
+    ("logit_bias", '{"five": 1}'), ("logit_bias", '{"-5": 1}'), ("logit_bias", '{"5": 101}'), ("logit_bias", "[5]"),
+    ("logit_bias", '{"5": "much"}'), ("logit_bias", '{"999999": 1}'), ("logit_bias", '{"5": NaN}'),
+    ("logit_bias", '{"' + "0" * 30 + '5": 1}'),
+    ("logit_bias", "{" + ",".join(f'"{number}": 1' for number in range(301)) + "}"), ("typical_p", "0"),
+    ("typical_p", "1.1"), ("bad_words", '[""]'), ("bad_words", '"x"'), ("bad_words", '["' + "x y " * 9 + '"]'),
+    ("bad_words", '[" "]'), ("bad_words", "[" + ",".join(['"x"'] * 65) + "]"),
+    ("stop_token_ids", "[-1]"), ("stop_token_ids", "[999999]"), ("min_tokens", "-1"), ("min_tokens", "1.5"),
     ("stream", '"yes"'), ("stream_options", "3"), ("best_of", "2"),
 ]  # fmt: skip
 CHAT_ONLY = [
@@ -29,7 +35,7 @@ COMPLETION_ONLY = [
 OPTIONS = [
     ("num_predict", "0"), ("num_predict", "-3"), ("num_ctx", "3"), ("num_ctx", "1.5"), ("temperature", "NaN"),
     ("temperature", "-1"), ("top_p", "0"), ("top_k", "2.5"), ("min_p", "2"), ("repeat_penalty", "0"),
-    ("presence_penalty", "3"), ("frequency_penalty", "-3"), ("stop", '[""]'), ("seed", '"a"'),
+    ("presence_penalty", "3"), ("frequency_penalty", "-3"), ("stop", '[""]'), ("seed", '"a"'), ("typical_p", "0"),
 ]  # fmt: skip
 OLLAMA = [
     ("format", '"json"'), ("format", '{"type": "object"}'), ("think", "true"), ("keep_alive", '"soon"'),
@@ -61,6 +67,13 @@ def test_chat_fields(site, field, raw):
 @pytest.mark.parametrize(("field", "raw"), SAMPLED + COMPLETION_ONLY)
 def test_completion_fields(site, field, raw):
     check_openai(site, ask(site, "/v1/completions", {"model": "fake", "prompt": "x"}, field, raw), field)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_wanted_at_least_than_at_most(site, field):
+    body = {"model": "fake", "messages": MESSAGES, field: 4}
+    response = ask(site, "/v1/chat/completions", body, "min_tokens", "5")
+    check_openai(site, response, "min_tokens: must be at most max_tokens, which is 4 (got 5)")
 
 
 @pytest.mark.parametrize(("field", "raw"), OPTIONS)

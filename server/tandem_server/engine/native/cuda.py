@@ -1,24 +1,30 @@
 """How plans reach a GPU: steps queue up on one compute stream, their outcome is copied out on a second one."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from tandem_server.engine.native.executors import Pending
 from tandem_server.engine.native.plan import StepPlan, StepResult
 from tandem_server.engine.native.step import StepOutput
+from tandem_server.engine.native.timeline import DeviceTimes
 
 
 class _CudaPending:
     """A step on the compute stream, and the copy of its outcome on the side stream."""
 
     def __init__(self, executor: "CudaExecutor", output: StepOutput, events: tuple[torch.cuda.Event, ...]) -> None:
+        self.times = DeviceTimes(0.0, 0.0, 0.0)
         self._executor, self._output, self._events = executor, output, events
 
     def result(self) -> StepResult:
         began, ended, copied = self._events
         copied.synchronize()
-        self._executor.device_seconds += began.elapsed_time(ended) / 1000
+        on_host = self._executor.on_host_clock
+        self.times = DeviceTimes(on_host(began), on_host(self._output.sampling), on_host(ended))
+        self._executor.device_seconds += self.times.ended - self.times.began
         return self._output.to_host()
 
 
@@ -32,6 +38,15 @@ class CudaExecutor:
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.device_seconds = 0.0
         self._stream.wait_stream(torch.cuda.default_stream(device))
+        self._anchor = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            self._anchor.record()
+        self._anchor.synchronize()
+        self._anchored = time.perf_counter()
+
+    def on_host_clock(self, event: torch.cuda.Event) -> float:
+        """When a recorded event happened, in seconds of `time.perf_counter`; off by what one look takes, some 10 us."""
+        return self._anchored + float(self._anchor.elapsed_time(event)) / 1000
 
     def launch(self, plan: StepPlan) -> Pending:
         began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -44,7 +59,7 @@ class CudaExecutor:
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)
             tokens, ids, values = map(self._copy, (output.tokens, output.ids, output.values))
-            on_host = StepOutput(output.slots, tokens, ids, values, output.failures)
+            on_host = replace(output, tokens=tokens, ids=ids, values=values)
             copied.record()
         return _CudaPending(self, on_host, (began, ended, copied))
 

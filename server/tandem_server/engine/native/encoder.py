@@ -19,7 +19,19 @@ from tandem_server.engine.native.dtype import NAMES
 from tandem_server.engine.native.engine import DEFAULT_SLOTS, open_device
 from tandem_server.engine.native.pooling import PoolingConfig, pool, read_pooling
 from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
-from tandem_server.engine.wire import Abort, Embed, Embedded, Loaded, RunnerSpec, Stats, Stop, TokenRow, Tokens
+from tandem_server.engine.wire import (
+    Abort,
+    Embed,
+    Embedded,
+    Loaded,
+    RunnerSpec,
+    Stats,
+    Stop,
+    TokenRow,
+    Tokens,
+    Trace,
+    Traced,
+)
 
 log = logging.getLogger("tandem.runner")
 
@@ -51,6 +63,8 @@ class EmbeddingEngine:
                         self._queue.append(message)
                     case Abort():
                         self._abort(message.request, link)
+                    case Trace():
+                        link.send(Traced(message.request, []))
                     case _:
                         problem = "this model makes embeddings; it writes no text"
                         link.send(Tokens(self._forwards, [TokenRow(message.request, [], "error", problem)]))

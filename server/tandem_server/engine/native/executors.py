@@ -7,13 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from tandem_server.engine.native.plan import StepPlan, StepResult
+from tandem_server.engine.native.timeline import DeviceTimes
 
 
 class Output(Protocol):
     """A step's outcome, wherever it lies."""
+
+    @property
+    def sampling(self) -> Any:
+        """When the device came to the step's sampling: `time.perf_counter` on a CPU, an event on a GPU."""
 
     def to_host(self) -> StepResult:
         """Reads it."""
@@ -25,6 +30,10 @@ Compute = Callable[[StepPlan], Output]
 
 class Pending(Protocol):
     """A launched step."""
+
+    @property
+    def times(self) -> DeviceTimes:
+        """When the device did what; known once the result is."""
 
     def result(self) -> StepResult:
         """Waits until the step is done. Raises what the step raised."""
@@ -46,7 +55,8 @@ class Executor(Protocol):
 class Done:
     """A step that was computed at its launch."""
 
-    def __init__(self, result: StepResult) -> None:
+    def __init__(self, result: StepResult, times: DeviceTimes) -> None:
+        self.times = times
         self._result = result
 
     def result(self) -> StepResult:
@@ -62,9 +72,11 @@ class InlineExecutor:
 
     def launch(self, plan: StepPlan) -> Pending:
         began = time.perf_counter()
-        result = self._compute(plan).to_host()
-        self.device_seconds += time.perf_counter() - began
-        return Done(result)
+        output = self._compute(plan)
+        result = output.to_host()
+        times = DeviceTimes(began, output.sampling, time.perf_counter())
+        self.device_seconds += times.ended - began
+        return Done(result, times)
 
     def close(self) -> None:
         pass
@@ -78,10 +90,11 @@ class _Job:
         # A bare lock, held until the outcome is there: an Event costs tens of microseconds a step.
         self._done = threading.Lock()
         self._done.acquire()
+        self.times = DeviceTimes(0.0, 0.0, 0.0)
         self._outcome: StepResult | BaseException | None = None
 
-    def settle(self, outcome: StepResult | BaseException) -> None:
-        self._outcome = outcome
+    def settle(self, outcome: StepResult | BaseException, times: DeviceTimes) -> None:
+        self._outcome, self.times = outcome, times
         self._done.release()
 
     def result(self) -> StepResult:
@@ -135,10 +148,13 @@ class WorkerExecutor:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            began = time.perf_counter()
+            began = sampling = time.perf_counter()
             try:
-                outcome: StepResult | BaseException = self._compute(job.plan).to_host()
+                output = self._compute(job.plan)
+                sampling = output.sampling
+                outcome: StepResult | BaseException = output.to_host()
             except BaseException as error:  # noqa: BLE001 - it is raised again where the result is asked for
                 outcome = error
-            self.device_seconds += time.perf_counter() - began
-            job.settle(outcome)
+            times = DeviceTimes(began, sampling, time.perf_counter())
+            self.device_seconds += times.ended - began
+            job.settle(outcome, times)

@@ -6,18 +6,39 @@ host never waits for a token in order to launch. The price: a sequence that ends
 one row in the step that was launched already; its token is dropped.
 """
 
+from dataclasses import dataclass
+
 from tandem_server.engine.interface import Link, Stopped
 from tandem_server.engine.native.executors import Executor, Pending
 from tandem_server.engine.native.scheduler import Planned, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
-from tandem_server.engine.wire import Abort, Add, Stop, TokenRow, Tokens, ToRunner
+from tandem_server.engine.native.timeline import Launched, Timeline
+from tandem_server.engine.wire import Abort, Add, Stop, TokenRow, Tokens, ToRunner, Trace, Traced
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A launched step, and when it was launched."""
+
+    planned: Planned
+    pending: Pending
+    times: Launched
 
 
 class Loop:
     """What both loops share: commands in, tokens and figures out."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, link: Link, stats: StatsKeeper) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        link: Link,
+        stats: StatsKeeper,
+        timeline: Timeline | None = None,
+    ) -> None:
         self._scheduler, self._executor, self._link, self._stats = scheduler, executor, link, stats
+        self._timeline = timeline or Timeline()
+        self._woken = False
 
     def run_plain(self) -> None:
         """One step after the other. Returns when told to stop."""
@@ -28,21 +49,32 @@ class Loop:
 
     def run_overlapped(self) -> None:
         """Two steps in flight. Returns when told to stop."""
-        computing: tuple[Planned, Pending] | None = None
+        computing: InFlight | None = None
         while self._take_commands(wait=self._scheduler.idle):
             following = self._launch()
             if computing:
                 self._commit(computing)
             computing = following
 
-    def _launch(self) -> tuple[Planned, Pending] | None:
+    def _launch(self) -> InFlight | None:
+        clock, woken = self._timeline.clock, self._woken
+        began = clock()
         planned = self._scheduler.plan()
-        return (planned, self._executor.launch(planned.plan)) if planned else None
+        if planned is None:
+            return None
+        self._woken = False
+        decided = clock()
+        pending = self._executor.launch(planned.plan)
+        return InFlight(planned, pending, Launched(woken, began, decided, clock()))
 
-    def _commit(self, step: tuple[Planned, Pending]) -> None:
-        planned, pending = step
-        self._tell(planned.plan.number, self._scheduler.commit(planned, pending.result()))
+    def _commit(self, step: InFlight) -> None:
+        clock, plan = self._timeline.clock, step.planned.plan
+        asked = clock()
+        result = step.pending.result()
+        known = clock()
+        self._tell(plan.number, self._scheduler.commit(step.planned, result))
         self._stats.after_step()
+        self._timeline.add(plan, step.times, step.pending.times, asked, known)
 
     def _tell(self, step: int, rows: list[TokenRow]) -> None:
         if rows:
@@ -55,6 +87,7 @@ class Loop:
         try:
             messages = self._link.receive(None if wait else 0)
             if wait:
+                self._woken = True
                 self._stats.waking()
             rows = [row for message in messages if (row := self._take(message))]
         except Stopped:
@@ -68,6 +101,9 @@ class Loop:
                 return self._scheduler.add(message)
             case Abort():
                 return self._scheduler.abort(message.request, message.accepted)
+            case Trace():
+                self._link.send(Traced(message.request, self._timeline.records()))
+                return None
             case Stop():
                 raise Stopped
             case _:

@@ -39,7 +39,8 @@ class Memory:
         sequence.cached = sequence.prefilled
         self.asked += len(sequence.prompt)
         self.found += sequence.cached
-        return Admission(sequence.slot, sequence.add.sampling, sequence.prompt, grant.blocks, grant.reused)
+        add = sequence.add
+        return Admission(sequence.slot, add.sampling, add.prompt, tuple(add.stop_tokens), grant.blocks, grant.reused)
 
     def shift(self, sequence: Sequence) -> Reseat:
         """The sequence's context is full: drops part of it and gives the slot blocks for the rest, anew."""

@@ -22,6 +22,8 @@ class Admission:
     slot: int
     sampling: Sampling
     prompt: list[int]
+    stop_tokens: tuple[int, ...] = ()
+    """What `sampling.min_tokens` keeps back."""
     blocks: tuple[int, ...] = ()
     """Blocks of the cache, in the order of their positions."""
     reused: int = 0

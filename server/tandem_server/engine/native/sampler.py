@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_penalised, is_short, is_sorted
+from tandem_server.engine.native.biases import Biases
+from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
 
@@ -28,13 +29,14 @@ class Sampler:
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
         self._shape, self._device = (slots, vocabulary), device
-        # Columns: temperature (1 where greedy), top_p, min_p, repetition, presence and frequency penalty.
-        self._numbers = torch.ones(slots, 6, dtype=torch.float32, device=device)
+        # Columns: temperature (1 where greedy), top_p, min_p, repetition, presence and frequency penalty, typical_p.
+        self._numbers = torch.ones(slots, 7, dtype=torch.float32, device=device)
         # Columns: seed, top_k (the vocabulary's size for all), is random, is short, is sorted.
         self._integers = torch.zeros(slots, 5, dtype=torch.int64, device=device)
         self._vocabulary = torch.arange(vocabulary, device=device)[None]
         self._counts: torch.Tensor | None = None
         self._in_prompt: torch.Tensor | None = None
+        self._biases: Biases | None = None
 
     def admit(self, admission: Admission) -> None:
         """Writes a request's parameters into its slot."""
@@ -46,11 +48,16 @@ class Sampler:
             s.repetition_penalty,
             s.presence_penalty,
             s.frequency_penalty,
+            s.typical_p,
         )
         top_k = min(s.top_k, self._shape[1]) if s.top_k > 0 else self._shape[1]
         integers = (s.seed, top_k, s.temperature > 0, is_short(s), is_sorted(s))
         self._numbers[slot] = torch.tensor(numbers, dtype=torch.float32)
         self._integers[slot] = torch.tensor(integers, dtype=torch.int64)
+        if is_biased(s) and self._biases is None:
+            self._biases = Biases(self._shape[0], self._device)
+        if self._biases is not None:
+            self._biases.admit(admission)
         if is_penalised(s) and self._counts is None:
             self._counts = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
             self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
@@ -70,12 +77,15 @@ class Sampler:
             needs: what the taken rows call for.
         """
         rows = len(logits)
-        scores = self._penalised(logits, rows) if needs.penalties else logits
+        scores = self._biases.apply(logits) if needs.biases and self._biases is not None else logits
+        scores = self._penalised(scores, rows) if needs.penalties else scores
         best, tokens = scores.max(-1)
         finite = best.isfinite()
         if needs.random:
             tokens = torch.where(self._integers[:rows, 2].bool(), self._draw(scores, positions, needs), tokens)
         tokens = torch.where(finite, tokens, 0)
+        if needs.biases and self._biases is not None:
+            self._biases.note(tokens, taken)
         if needs.penalties and self._counts is not None:
             self._counts[:rows].scatter_add_(1, tokens[:, None], taken[:, None].to(torch.int32))
         if needs.logprobs is None:
@@ -91,7 +101,7 @@ class Sampler:
         """Repetition counts prompt and answer, presence and frequency the answer alone; 1, 0 and 0 change no bit."""
         assert self._counts is not None
         assert self._in_prompt is not None
-        counts, (repetition, presence, frequency) = self._counts[:rows], self._numbers[:rows, 3:, None].unbind(1)
+        counts, (repetition, presence, frequency) = self._counts[:rows], self._numbers[:rows, 3:6, None].unbind(1)
         answered = counts > 0
         divided = torch.where(logits > 0, logits / repetition, logits * repetition)
         scores = torch.where(answered | self._in_prompt[:rows], divided, logits)
@@ -107,21 +117,39 @@ class Sampler:
             drawn = (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
         if needs.short:
             values, ids = scaled.topk(min(SHORT_LIST, scaled.shape[1]), -1)
-            drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys), drawn)
+            drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         if needs.sorted:
             values, ids = scaled.sort(dim=-1, descending=True, stable=True)
-            drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys), drawn)
+            drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         return drawn
 
-    def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Draws among candidates in falling order: top_k first, then top_p and min_p over what it leaves."""
+    def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, needs: Needs) -> torch.Tensor:
+        """Draws among candidates in falling order: top_k, then typical_p, then top_p and min_p over what is left."""
         rows, count = values.shape
         top_p, min_p = self._numbers[:rows, 1:2], self._numbers[:rows, 2:3]
         ranks = self._vocabulary[:, :count]
         values = values.masked_fill(ranks >= self._integers[:rows, 1:2], float("-inf"))
+        if needs.typical:
+            values = _typical(values, self._numbers[:rows, 6:7])
         probabilities = values.softmax(-1)
+        most, best = probabilities.max(-1, keepdim=True)
         before = probabilities.cumsum(-1) - probabilities
-        kept = (before < top_p) & (probabilities >= min_p * probabilities[:, :1])
-        kept |= ranks == 0
+        kept = (before < top_p) & (probabilities >= min_p * most)
+        kept |= ranks == best
         noisy = values.masked_fill(~kept, float("-inf")) + gumbel(keys, ids)
         return ids.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0]
+
+
+def _typical(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """`values` `[rows, n]` without those that are less typical than what makes up each row's share `[rows, 1]`.
+
+    Locally typical sampling (Meister et al. 2022): a token is typical when its surprise is near the distribution's
+    entropy. A share of 1 leaves a row as it is.
+    """
+    logs = values.log_softmax(-1)
+    probabilities = logs.exp()
+    entropy = -torch.where(probabilities > 0, probabilities * logs, 0.0).sum(-1, keepdim=True)
+    order = (-logs - entropy).abs().argsort(dim=-1, stable=True)
+    ordered = probabilities.gather(-1, order)
+    kept = (ordered.cumsum(-1) - ordered < shares) | (shares >= 1)
+    return values.masked_fill(~kept.gather(-1, order.argsort(-1)), float("-inf"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
 from tandem_server.engine.native.memory import Memory
-from tandem_server.engine.native.needs import needs_of
+from tandem_server.engine.native.needs import bias_problem, needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, Reseat, StepPlan, StepResult
 from tandem_server.engine.native.sequence import Limits as Limits
 from tandem_server.engine.native.sequence import Sequence
@@ -162,7 +162,7 @@ class Scheduler:
         if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
             bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
-        return None
+        return bias_problem(add.sampling, tuple(add.stop_tokens), limits.vocabulary)
 
     def _shift(self) -> tuple[Reseat, ...]:
         """Sequences whose context is full, and whose tokens are all known, make room in it."""

@@ -6,9 +6,11 @@ and no others: memory that one long prompt does not find is no reason to drop it
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -35,6 +37,8 @@ class StepOutput:
     values: torch.Tensor | None
     failures: dict[int, str]
     """As in `StepResult`."""
+    sampling: Any
+    """See `Output`."""
 
     def to_host(self) -> StepResult:
         """Reads it; blocks until the device has made it, unless the tensors are on the host already."""
@@ -97,11 +101,20 @@ class DeviceStep:
                     if chunk.final:
                         hidden[chunk.slot : chunk.slot + 1] = last
         samples = [(slot, position) for slot, position in plan.samples if slot not in self._broken]
-        output = StepOutput([], self._last_tokens[:0], None, None, failures)
+        sampling = self._now()
+        output = StepOutput([], self._last_tokens[:0], None, None, failures, sampling)
         if samples:
             with self._contained("sampling", [slot for slot, _ in samples], failures):
-                output = self._sample(samples, plan.needs, hidden, failures)
+                output = self._sample(samples, plan.needs, hidden, output)
         return output
+
+    def _now(self) -> Any:
+        """The moment that the device has come to, for the timeline."""
+        if self._decoder.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     @contextmanager
     def _contained(self, what: str, slots: Iterable[int], failures: dict[int, str]) -> Iterator[None]:
@@ -136,7 +149,7 @@ class DeviceStep:
         return self._decoder.decode(tokens, on_device[1], on_device[2], lengths)
 
     def _sample(
-        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, failures: dict[int, str]
+        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, empty: StepOutput
     ) -> StepOutput:
         rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
         taken, positions = [0] * rows, [0] * rows
@@ -147,7 +160,8 @@ class DeviceStep:
         sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
         self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
         told = torch.where(sampled.finite, sampled.tokens, BAD_ROW)
-        return StepOutput([slot for slot, _ in samples], told, sampled.ids, sampled.values, failures)
+        slots = [slot for slot, _ in samples]
+        return replace(empty, slots=slots, tokens=told, ids=sampled.ids, values=sampled.values)
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64)

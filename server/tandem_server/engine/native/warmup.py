@@ -46,7 +46,7 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
         apart, most = count, limits.pool_blocks // count
     starts = {slot: min(slot, most - 1) * apart for slot in (0, *others)}
     admitted = tuple(
-        Admission(slot, sampling, [0], tuple(range(start, start + count))) for slot, start in starts.items()
+        Admission(slot, sampling, [0], blocks=tuple(range(start, start + count))) for slot, start in starts.items()
     )
     plans = [plan((*(Chunk(slot, 0, [0], True) for slot in others), chunk), (), admitted)]
     if others:
