@@ -1,9 +1,9 @@
 """The second turn of a long chat against its first, with the prefix cache and without: `make bench-prefix`.
 
-`python bench/prefix.py [--model FOLDER] [--device GPU] [--rounds 5] [--prompt 4096]`. Without a model it makes a random
+`python bench/prefix.py [--model FOLDER] [--device GPU] [--rounds 3] [--prompt 4096]`. Without a model it makes a random
 one. A round asks a fresh first turn of so many tokens, lets it answer, and then asks a second turn: prompt, answer and
-a short question more. What is measured is the time from sending a turn to its first token. Both kinds of engine have
-the same weights and take turns, round by round. Prints each round, and as its last line one JSON object.
+a short question more. What is measured is the time from sending a turn to its first token. One resident model serves
+both ways in turns, round by round. Prints each round, and as its last line one JSON object.
 """
 
 import argparse
@@ -101,23 +101,24 @@ def ask(engine: NativeEngine, seed: int, length: int, vocabulary: int) -> Chat:
 def measure(model: Path, options: argparse.Namespace) -> list[Round]:
     """All rounds but the first, which warms up."""
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    engines = {
-        kept: load_generator(
-            RunnerSpec(
-                "bench", str(model), "", device=options.device, slots=2, context=options.prompt + 512,
-                threads=options.threads, prefix_cache=kept,
-            ),
-            lambda *_: None,
-        )
-        for kept in (True, False)
-    }  # fmt: skip
-    told = engines[True].loaded
+    spec = RunnerSpec(
+        "bench",
+        str(model),
+        "",
+        device=options.device,
+        slots=2,
+        context=options.prompt + 512,
+        threads=options.threads,
+    )
+    engine = load_generator(spec, lambda *_: None)
+    told = engine.loaded
     print(f"{told.device}, {told.parameters / 1e6:.1f} M parameters in {told.dtype}; {told.engine_reason}")
     rounds = []
     for number in range(options.rounds + 1):
         chats = {}
         for kept in (True, False) if number % 2 else (False, True):
-            chats[kept] = ask(engines[kept], number, options.prompt, vocabulary)
+            engine.reuse = kept
+            chats[kept] = ask(engine, number, options.prompt, vocabulary)
         if number:
             rounds.append(Round(chats[True].seconds, chats[False].seconds))
             print(
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["CPU", "GPU"], default="GPU" if torch.cuda.is_available() else "CPU")
     parser.add_argument("--prompt", type=int, default=4096)
     parser.add_argument("--threads", type=int, help="CPU threads; default: what the container has")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rounds = measure(options.model or random_model(Path(folder), options.device), options)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from tandem_api import names
 from tandem_api.dialects import ApiError
 from tandem_api.load import Load
+from tandem_server.admission import Pass
 from tandem_server.chat.checkpoint import Checkpoint
 from tandem_server.chat.stops import StopStrings
 from tandem_server.engine.wire import Add, Loaded, Sampling, TokenRow
@@ -157,6 +158,9 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
         usage.prompt, usage.prompt_tokens = prompt, len(prompt)
         stream = _start(host, ask, prompt, limit, loaded, checkpoint, access.leave)
         usage.sent = time.monotonic()
+        if loaded.shares:
+            await _seated(stream, access)
+            usage.started = usage.sent = time.monotonic()
         async with aclosing(_pieces(ask, stream, checkpoint, usage, meter)) as pieces:
             async for piece in pieces:
                 finish = piece.finish
@@ -175,6 +179,15 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
         else:
             stream.abort(usage.completion_tokens)
         meter.ended(outcome, finish, usage)
+
+
+async def _seated(stream: Stream, access: Pass) -> None:
+    """Returns when the runner has memory for the request: part of its wait. Raises ApiError at its deadline."""
+    try:
+        async with asyncio.timeout(max(0.0, access.ticket.deadline - time.monotonic())):
+            await stream.began.wait()
+    except TimeoutError:
+        raise access.too_late() from None
 
 
 async def _prompt(host: ModelHost, ask: Ask) -> list[int]:
@@ -253,6 +266,8 @@ async def _pieces(
     logprobs: list[Logprob] = []
     async with aclosing(_rows(stream)) as rows:  # type: ignore[type-var]
         async for at, row in rows:
+            if not row.tokens and row.finish is None:
+                continue
             before, counted = usage.last, usage.completion_tokens
             usage.first, usage.last = usage.first or at, at
             usage.cached_tokens = row.cached or usage.cached_tokens

@@ -118,7 +118,12 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     embedding_size: int
     engine_reason: str
     pool_tokens: int = 0
-    """Tokens that all slots hold together; less than `slots` contexts where they share a pool."""
+    """Tokens that all slots hold together, where that is told; less than `slots` contexts where they share a pool."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether a request that has a slot may have to wait for memory still."""
+        return 0 < self.pool_tokens < self.slots * self.context
 
 
 class TokenRow(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +131,7 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True):
 
     request: int
     tokens: list[int]
+    """None, and no finish: where slots share memory, the request has its share of it now and begins."""
     finish: str | None
     """`stop` (a stop token; it is not among `tokens`), `length`, `abort`, or `error`; None while it goes on."""
     error: str | None = None

@@ -32,6 +32,8 @@ class Stream:
         self.number = number
         self.ended = False
         self.aborted_at: float | None = None
+        self.began = asyncio.Event()
+        """Set by the first row, whatever is in it."""
         self.ends_promptly = prompt
         """Whether an abort must be confirmed within a bound: an embedding may finish its whole batch first."""
         self._client = client
@@ -71,6 +73,7 @@ class Stream:
     def push(self, item: wire.TokenRow | wire.Embedded | RunnerGone, last: bool) -> None:
         """From the client only."""
         self._rows.put_nowait((time.monotonic(), item))
+        self.began.set()
         if last and not self.ended:
             self.ended = True
             self._on_end()

@@ -275,7 +275,7 @@ class ModelHost:
             loaded.device,
             loaded.slots,
             loaded.context,
-            f", {loaded.pool_tokens} together" if 0 < loaded.pool_tokens < loaded.slots * loaded.context else "",
+            f", {loaded.pool_tokens} together" if loaded.shares else "",
             size_text(size),
             size_text(loaded.weight_bytes),
             size_text(loaded.cache_bytes),

@@ -4,6 +4,7 @@ Called by the runner. `load_generator` does the steps of a load in order, each i
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -52,12 +53,14 @@ class NativeEngine:
         self.loaded = loaded
         self.overlapped = spec.overlapped
         """Which loop `serve` runs."""
+        self.reuse = spec.prefix_cache
+        """Whether `serve` keeps blocks for later requests."""
         self._step, self._limits, self._device = step, limits, device
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
         """Runs requests until a `Stop` arrives."""
-        scheduler = Scheduler(self._limits, self._on_admit)
+        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit)
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
@@ -146,7 +149,6 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         slot_blocks=decoder.cache.slot_blocks,
         span=decoder.span,
         pool_blocks=pool,
-        reuse=spec.prefix_cache,
     )
     warm_up(step, limits, device)
     loaded = Loaded(

@@ -63,6 +63,8 @@ class Loop:
         if planned is None:
             return None
         self._woken = False
+        if self._scheduler.tells_seats:
+            self._tell(planned.plan.number, planned.seats())
         decided = clock()
         pending = self._executor.launch(planned.plan)
         return InFlight(planned, pending, Launched(woken, began, decided, clock()))

@@ -33,6 +33,10 @@ class Planned:
     admitted: tuple[Sequence, ...] = ()
     """Sequences that got their slot in this step."""
 
+    def seats(self) -> list[TokenRow]:
+        """A row without tokens for each of those: it waits no longer."""
+        return [TokenRow(s.add.request, [], None, cached=s.cached) for s in self.admitted]
+
 
 @dataclass
 class Scheduler:
@@ -60,6 +64,11 @@ class Scheduler:
     def blocks(self) -> BlockPool:
         """The cache's."""
         return self.memory.blocks
+
+    @property
+    def tells_seats(self) -> bool:
+        """Whether requests may wait for memory here, and are told when that is over."""
+        return self.limits.pool_blocks is not None
 
     @property
     def waiting(self) -> int:
