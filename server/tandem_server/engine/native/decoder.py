@@ -20,11 +20,13 @@ from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
 class Decoder:
     """A decoder with room for `slots` sequences of `context` tokens."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int, pool_blocks: int | None = None
+    ) -> None:
         self.config, self.weights, self.slots, self.context = config, weights, slots, context
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
-        self.cache = PagedCache(config, slots, context, self.dtype, self.device)
+        self.cache = PagedCache(config, slots, context, self.dtype, self.device, pool_blocks)
         self.capacity = self.cache.capacity
         self.switch = config.rope_switch(context)
         """A sequence that grows beyond so many tokens must be read again from its start; see `begin`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tandem_server.engine.interface import DoesNotFit, LoadError
-from tandem_server.engine.native.blocks import cache_positions
+from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
 from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -140,7 +140,7 @@ def fit_context(
         if not wish.may_shrink:
             raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
         context = limit
-    budget = available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
+    budget = _budget(available)
 
     def needed(tokens: int) -> int:
         return cache_positions(slots, tokens) * bytes_per_token + step(tokens)
@@ -151,7 +151,8 @@ def fit_context(
     while fitting > 0 and needed(fitting) > budget:
         fitting -= 64
     numbers = (
-        f"{slots} slots of {context} tokens need {_mib(needed(context))} "
+        f"{slots} slot{'s' if slots > 1 else ''} of {context} tokens need{'' if slots > 1 else 's'} "
+        f"{_mib(needed(context))} "
         f"and {_mib(max(0, budget))} is free beside the weights"
     )
     least = min(wish.minimum, context)
@@ -161,6 +162,20 @@ def fit_context(
             f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
         )
     return fitting, numbers
+
+
+def fit_pool(context: int, slots: int, bytes_per_token: int, available: int, step_bytes: int) -> int:
+    """Blocks of a pool for slots that share it: as many as there is memory for, at most what all contexts need.
+
+    A whole context fits: `fit_context` has made sure of it for one slot.
+    """
+    fitting = (_budget(available) - step_bytes) // (bytes_per_token * BLOCK) - 1
+    whole = capacity_for(context) // BLOCK
+    return max(whole, min(fitting, slots * whole))
+
+
+def _budget(available: int) -> int:
+    return available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
 
 
 def check_weights_fit(needed: int, available: int) -> None:
