@@ -13,7 +13,8 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
-	generate gpu-check bench-engine bench-gateway bench-gpu bench-loads bench-loop bench-operator bench-overlap bench-timeline
+	generate gpu-check bench-engine bench-gateway bench-gpu bench-loads bench-loop bench-operator bench-overlap bench-prefix \
+	bench-timeline
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +73,9 @@ generate: env ## makes the CRDs, the reference page and the plain manifests from
 
 bench-overlap: env ## the overlapped loop against the plain one
 	@$(PY) tools/record.py overlap $(PY) bench/overlap.py
+
+bench-prefix: env ## the second turn of a long chat against its first, with the prefix cache and without
+	@$(PY) tools/record.py prefix $(PY) bench/prefix.py
 
 bench-operator: env ## the operator with 200 Models on fake nodes against a process that only watches
 	@$(PY) tools/record.py operator $(PY) bench/operator_at_scale.py

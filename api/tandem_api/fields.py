@@ -156,7 +156,8 @@ class KVCacheSpec(Spec):
     policy: CachePolicy = Field(
         CachePolicy.GUARANTEED,
         description="policy of sharing. Guaranteed: each slot has memory for its whole context. Shared: slots draw on "
-        "one pool of blocks, and a request waits until its worst case fits.",
+        "one pool of blocks, and a request waits until its worst case fits, so that context.length may be longer, or "
+        "slots more, than there is memory for at once.",
     )
     dtype: CacheDType = Field(
         CacheDType.AUTO,

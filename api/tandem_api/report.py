@@ -53,6 +53,11 @@ class ModelReport(Contract):
     context_given: int = 0
     context_reason: str = Field("", description="why less was given than asked, with numbers; empty when it was not")
     slots: int = 0
+    pool_tokens: int = Field(
+        0, description="tokens that all slots hold together; less than their contexts where shared"
+    )
+    prefix_asked: int = Field(0, description="prompt tokens of admitted requests since the runner's start")
+    prefix_found: int = Field(0, description="of those, how many the prefix cache had")
     busy: int = Field(0, description="slots in use")
     queued: int = 0
     rejected: int = Field(0, description="requests refused in the last 5 minutes")

@@ -7,7 +7,7 @@ manifests need not change later; until then it is answered, never ignored.
 from collections.abc import Callable
 from typing import TypeVar
 
-from tandem_api.fields import CachePolicy, EngineName, Quantization, ScalingMode
+from tandem_api.fields import EngineName, Quantization, ScalingMode
 from tandem_api.model import ModelSpec
 from tandem_api.pool import ModelPoolSpec
 from tandem_api.scalars import FOREVER
@@ -29,11 +29,6 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
         "engine",
         lambda spec: spec.engine == EngineName.VLLM,
         "models are computed by the native engine. Set it to Auto or Native",
-    ),
-    (
-        "kvCache.policy",
-        lambda spec: spec.kv_cache.policy == CachePolicy.SHARED,
-        "each slot has its whole context. Set it to Guaranteed",
     ),
     ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
     ("keepAliveMax", lambda spec: spec.keep_alive_max not in (None, FOREVER), _STAYS),

@@ -40,6 +40,10 @@ class Pass:
             self.leave()
             raise
 
+    def too_late(self) -> ApiError:
+        """What a request is told that got a slot, but no memory for it by its deadline."""
+        return self._admission.too_late()
+
     def leave(self) -> None:
         """Gives the slot or the place in line back; may be called any number of times."""
         self._admission.leave(self)
@@ -103,6 +107,10 @@ class Admission:
         if not self.line.running:
             self._idle.set()
 
+    def too_late(self) -> ApiError:
+        """See `Pass.too_late`."""
+        return self._refusal(Refusal.QUEUE_TIMEOUT, self.line.expected_wait(self._clock()))
+
     def resize(self, slots: int) -> None:
         """The model has so many slots from now on; 0 holds everyone."""
         self._granted(self.line.resize(slots, self._clock()))
@@ -147,7 +155,7 @@ class Admission:
         if self.line.expire(ticket, max(self._clock(), ticket.deadline)):
             del self._passes[ticket]
             self._bound.waiting -= 1
-            self._fail(access, self._refusal(Refusal.QUEUE_TIMEOUT, self.line.expected_wait(self._clock())))
+            self._fail(access, self.too_late())
 
     def _fail(self, access: Pass, error: ApiError) -> None:
         if not access.future.done():

@@ -16,15 +16,17 @@ from msgspec.structs import replace
 from tandem_api import names
 from tandem_api.dialects import ApiError
 from tandem_api.load import Load
+from tandem_server.admission import Pass
 from tandem_server.chat.checkpoint import Checkpoint
 from tandem_server.chat.stops import StopStrings
-from tandem_server.engine.wire import Loaded, Sampling, TokenRow
+from tandem_server.engine.wire import Add, Loaded, Sampling, TokenRow
 from tandem_server.metrics import Meter, Metrics
 from tandem_server.residency.client import RunnerGone, Stream
 from tandem_server.residency.host import ModelHost
 
 IN_THREAD = 16_384
 """Prompts of more characters are made in a thread, so that other requests' tokens keep flowing."""
+SHIFTED_CONTEXTS = 10
 Logprob = list[tuple[int, float]]
 """The chosen token's pair first, then the most likely ones."""
 
@@ -39,6 +41,9 @@ class Ask:
         characters: roughly how long the prompt's text is, to keep long work off the event loop.
         max_tokens: None for as many as fit.
         context_cap: the request's own limit on prompt and answer together, if it set one.
+        keep: tokens of the prompt that stay when the context is full and the answer goes on; -1 for all of them, None
+            to end the answer there.
+        salt: requests share cached prompts only under the same one.
         min_tokens: so many tokens come before a stop string counts; the runner holds stop tokens back as long.
     """
 
@@ -52,6 +57,8 @@ class Ask:
     stop_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
     context_cap: int | None = None
+    keep: int | None = None
+    salt: str = ""
     min_tokens: int = 0
 
 
@@ -72,6 +79,7 @@ class Usage:
     first: float = 0.0
     last: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     prompt: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -148,8 +156,11 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
         prompt = prompt or await _prompt(host, ask)
         limit = check_prompt(host, prompt, room_for(loaded, ask), ask.max_tokens)
         usage.prompt, usage.prompt_tokens = prompt, len(prompt)
-        stream = _start(host, ask, prompt, limit, checkpoint, access.leave)
+        stream = _start(host, ask, prompt, limit, loaded, checkpoint, access.leave)
         usage.sent = time.monotonic()
+        if loaded.shares:
+            await _seated(stream, access)
+            usage.started = usage.sent = time.monotonic()
         async with aclosing(_pieces(ask, stream, checkpoint, usage, meter)) as pieces:
             async for piece in pieces:
                 finish = piece.finish
@@ -166,8 +177,17 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
         if stream is None:
             access.leave()
         else:
-            stream.abort()
+            stream.abort(usage.completion_tokens)
         meter.ended(outcome, finish, usage)
+
+
+async def _seated(stream: Stream, access: Pass) -> None:
+    """Returns when the runner has memory for the request: part of its wait. Raises ApiError at its deadline."""
+    try:
+        async with asyncio.timeout(max(0.0, access.ticket.deadline - time.monotonic())):
+            await stream.began.wait()
+    except TimeoutError:
+        raise access.too_late() from None
 
 
 async def _prompt(host: ModelHost, ask: Ask) -> list[int]:
@@ -181,8 +201,25 @@ async def _prompt(host: ModelHost, ask: Ask) -> list[int]:
     return prompt
 
 
+def shift_of(ask: Ask, prompt: list[int], room: int) -> tuple[int, int] | None:
+    """Answer's bound and tokens to keep where the answer may outgrow the context and go on; None where it may not.
+
+    As Ollama has it, an answer without end is cut after ten contexts.
+    """
+    most = min(ask.max_tokens or SHIFTED_CONTEXTS * room, SHIFTED_CONTEXTS * room)
+    if ask.keep is None or len(prompt) + most <= room:
+        return None
+    return most, len(prompt) if ask.keep < 0 else ask.keep
+
+
 def _start(
-    host: ModelHost, ask: Ask, prompt: list[int], limit: int, checkpoint: Checkpoint, on_end: Callable[[], None]
+    host: ModelHost,
+    ask: Ask,
+    prompt: list[int],
+    limit: int,
+    loaded: Loaded,
+    checkpoint: Checkpoint,
+    on_end: Callable[[], None],
 ) -> Stream:
     sampling = ask.sampling(checkpoint)
     if not ask.seeded:
@@ -192,7 +229,12 @@ def _start(
     try:
         if runner is None:
             raise RunnerGone(host.last_error or "the runner is gone")
-        return runner.client.add(prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), on_end)
+        add = Add(0, prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), salt=ask.salt)
+        room = room_for(loaded, ask)
+        shift = shift_of(ask, prompt, room)
+        if shift is not None and loaded.shifts:
+            add = replace(add, max_tokens=shift[0], keep=shift[1], context=room)
+        return runner.client.add(add, on_end)
     except RunnerGone as error:
         on_end()
         raise gone(error) from error
@@ -224,8 +266,11 @@ async def _pieces(
     logprobs: list[Logprob] = []
     async with aclosing(_rows(stream)) as rows:  # type: ignore[type-var]
         async for at, row in rows:
+            if not row.tokens and row.finish is None:
+                continue
             before, counted = usage.last, usage.completion_tokens
             usage.first, usage.last = usage.first or at, at
+            usage.cached_tokens = row.cached or usage.cached_tokens
             text = ""
             for index, token in enumerate(row.tokens):
                 piece = detokenizer.push([token])

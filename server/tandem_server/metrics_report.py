@@ -21,12 +21,16 @@ class ModelFigures:
         rss: memory of the runner's processes, what they share counted for each.
         pss: the same with what they share divided among its users.
         device: memory on the GPU, by the runner's own account; 0 on a CPU.
+        waiting: requests that hold a slot and wait for memory of a shared pool.
+        prefix_evicted: blocks that the prefix cache lost since the runner's start.
     """
 
     cache_used: float
     rss: int | None
     pss: int | None
     device: int
+    waiting: int = 0
+    prefix_evicted: int = 0
 
 
 _MODEL_GAUGES: list[tuple[str, str, Callable[[ModelReport], float]]] = [
@@ -34,6 +38,7 @@ _MODEL_GAUGES: list[tuple[str, str, Callable[[ModelReport], float]]] = [
     ("num_requests_waiting", "Requests that wait for a slot.", lambda model: model.queued),
     ("slots", "Slots of the model.", lambda model: model.slots),
     ("context_length_tokens", "Tokens each slot has.", lambda model: model.context_given),
+    ("cache_pool_tokens", "Tokens that all slots hold together.", lambda model: model.pool_tokens),
     ("model_loaded", "1 while the model is resident.", lambda model: model.state is ModelState.LOADED),
     ("model_failed", "1 while the model cannot be served.", lambda model: model.state is ModelState.FAILED),
     (
@@ -44,6 +49,13 @@ _MODEL_GAUGES: list[tuple[str, str, Callable[[ModelReport], float]]] = [
     ("model_size_bytes", "Memory of the resident model, as its load counted it.", lambda model: model.size_bytes),
     ("steps_per_second", "Steps over the last seconds.", lambda model: model.step_rate),
 ]
+
+
+PREFIX_CACHE: list[tuple[str, str, Callable[[ModelReport], float]]] = [
+    ("prefix_cache_queries", "Prompt tokens that were looked up.", lambda model: model.prefix_asked),
+    ("prefix_cache_hits", "Prompt tokens that were found, and not computed.", lambda model: model.prefix_found),
+]
+"""Counters since the runner's start, under these names here and at vLLM."""
 
 
 class ReportGauges(Collector):
@@ -70,6 +82,11 @@ class ReportGauges(Collector):
         for model in report.models:
             restarts.add_metric([model.name], float(model.restarts))
         yield restarts
+        for name, text, read in PREFIX_CACHE:
+            counter = CounterMetricFamily(f"tandem_{name}", text, labels=["model"])
+            for model in report.models:
+                counter.add_metric([model.name], float(read(model)))
+            yield counter
         yield from _figures(self.figures())
 
 
@@ -99,10 +116,16 @@ def _figures(figures: dict[str, ModelFigures]) -> Iterator[Metric]:
         "Of a runner's processes: rss, pss (shared pages divided among their users), and device.",
         labels=["model", "kind"],
     )
+    waiting = GaugeMetricFamily("tandem_requests_without_memory", "Hold a slot, wait for the pool.", labels=["model"])
+    evicted = CounterMetricFamily("tandem_prefix_cache_evicted_blocks", "Lost to others' need.", labels=["model"])
     for model, figure in figures.items():
+        waiting.add_metric([model], float(figure.waiting))
+        evicted.add_metric([model], float(figure.prefix_evicted))
         used.add_metric([model], figure.cache_used)
         for kind, value in (("rss", figure.rss), ("pss", figure.pss), ("device", figure.device)):
             if value is not None:
                 memory.add_metric([model, kind], float(value))
     yield used
+    yield waiting
+    yield evicted
     yield memory

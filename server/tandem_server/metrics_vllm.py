@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tandem_server.metrics_report import ReportGauges
+from tandem_server.metrics_report import PREFIX_CACHE, ReportGauges
 
 PREFIX = "vllm:"
 ENGINE = "0"
@@ -61,5 +61,10 @@ class VllmNames(Collector):
         for name, figure in figures.items():
             used.add_metric([name, ENGINE], figure.cache_used)
         yield used
+        for name, text, read in PREFIX_CACHE:
+            counter = CounterMetricFamily(PREFIX + name, text, labels=_LABELS)
+            for model in models:
+                counter.add_metric([model.name, ENGINE], float(read(model)))
+            yield counter
         for alias in self._aliases:
             yield from alias.families()

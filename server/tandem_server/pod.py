@@ -101,13 +101,16 @@ def with_reserved(devices: Sequence[DeviceReport], hosts: Iterable[ModelHost]) -
 def model_figures(host: ModelHost) -> ModelFigures:
     """One model's memory, and how full its contexts are."""
     line, runner, loaded = host.admission.line, host.runner, host.loaded
-    told = runner.stats.cache_used if runner is not None and runner.stats is not None else None
+    stats = runner.stats if runner is not None else None
+    told = stats.cache_used if stats is not None else None
     memory = runner.memory if runner is not None else None
     return ModelFigures(
         cache_used=told if told is not None else len(line.running) / loaded.slots if loaded is not None else 0.0,
         rss=memory.rss if memory is not None else None,
         pss=memory.pss if memory is not None else None,
         device=size_of(host) if loaded is not None and loaded.device_kind == Device.GPU.value else 0,
+        waiting=stats.waiting if stats is not None else 0,
+        prefix_evicted=stats.prefix_evicted if stats is not None else 0,
     )
 
 
@@ -126,6 +129,9 @@ def model_report(host: ModelHost) -> ModelReport:
         context_given=0 if loaded is None else loaded.context,
         context_reason="" if loaded is None else loaded.context_reason,
         slots=0 if loaded is None else loaded.slots,
+        pool_tokens=0 if loaded is None else loaded.pool_tokens,
+        prefix_asked=0 if stats is None else stats.prefix_asked,
+        prefix_found=0 if stats is None else stats.prefix_found,
         busy=len(line.running),
         queued=len(line.waiting),
         rejected=host.admission.rejected_recently(),

@@ -42,10 +42,17 @@ class Add(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     """Unique in the life of the runner."""
     prompt: list[int]
     max_tokens: int
-    """At least 1; the front end has made sure that prompt and answer fit the context of a slot."""
+    """At least 1; the front end has made sure that prompt and answer fit the context, unless `keep` is set."""
     sampling: Sampling
     stop_tokens: list[int] = []
     """Token ids that end the answer (end-of-sequence ids of the checkpoint among them, unless it is ignored)."""
+    salt: str = ""
+    """Only requests with the same one share what the prefix cache holds: one a tenant, adapter or set of images."""
+    keep: int | None = None
+    """When the context is full: None ends the answer; else so many tokens of the prompt stay, half of what follows them
+    is dropped, and the answer goes on (Ollama's `shift` and `num_keep`)."""
+    context: int = 0
+    """Tokens that the request's own context has where that is less than a slot's; 0: all."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):
@@ -55,10 +62,12 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
     inputs: list[list[int]]
 
 
-class Abort(msgspec.Struct, frozen=True, tag="abort"):
+class Abort(msgspec.Struct, frozen=True, tag="abort", omit_defaults=True):
     """Nobody waits for the request any more. Answered by a final `Tokens` row with finish `abort`."""
 
     request: int
+    accepted: int = 0
+    """Tokens of the answer that count; the prefix cache keeps none behind them."""
 
 
 class Trace(msgspec.Struct, frozen=True, tag="trace"):
@@ -108,6 +117,15 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Why `context` is smaller than what was asked for; empty when it is not."""
     embedding_size: int
     engine_reason: str
+    shifts: bool = True
+    """Whether an answer may go on when the context is full (`Add.keep`)."""
+    pool_tokens: int = 0
+    """Tokens that all slots hold together, where that is told; less than `slots` contexts where they share a pool."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether a request that has a slot may have to wait for memory still."""
+        return 0 < self.pool_tokens < self.slots * self.context
 
 
 class TokenRow(msgspec.Struct, frozen=True, array_like=True):
@@ -115,11 +133,14 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True):
 
     request: int
     tokens: list[int]
+    """None, and no finish: where slots share memory, the request has its share of it now and begins."""
     finish: str | None
     """`stop` (a stop token; it is not among `tokens`), `length`, `abort`, or `error`; None while it goes on."""
     error: str | None = None
     logprobs: list[list[tuple[int, float]]] | None = None
     """For each of `tokens`: the chosen token's pair first, then the most likely ones, best first."""
+    cached: int = 0
+    """Tokens of the prompt that were not computed, for the prefix cache had them; the same in each row."""
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -149,7 +170,15 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     device_idle_share: float
     """Share of the last second's busy time in which the device waited for the host."""
     cache_used: float | None = None
-    """Share of the context memory that holds tokens, 0 to 1; None: all that a slot has counts as used with it."""
+    """Share of the context memory that requests hold, 0 to 1; None: all that a slot has counts as used with it."""
+    waiting: int = 0
+    """Requests that hold a place here and wait for memory of the pool."""
+    prefix_asked: int = 0
+    """Prompt tokens of admitted requests since the start."""
+    prefix_found: int = 0
+    """Of those, how many the prefix cache had."""
+    prefix_evicted: int = 0
+    """Blocks that the prefix cache lost since the start, for their room was needed."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -207,6 +236,9 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     may_shrink: bool = True
     overlapped: bool = True
     threads: int | None = None
+    shared_cache: bool = False
+    """Slots draw on one pool of blocks instead of each having its whole context."""
+    prefix_cache: bool = True
     cache_dtype: str = "Auto"
     """Of keys and values: that of the computation, or FP8."""
 

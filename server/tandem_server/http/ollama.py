@@ -51,6 +51,7 @@ def _ask(host: ModelHost, body: Generating, prompt: Callable[[Checkpoint, int], 
         max_tokens=max_tokens_for(options.limit, host.entry.defaults),
         stop=tuple(options.stop),
         context_cap=options.num_ctx,
+        keep=body.kept,
     )
 
 

@@ -30,12 +30,14 @@ from tandem_server.http.fields import (
 
 _DURATION = re.compile(r"^[+-]?(\d+(\.\d*)?(ns|us|\u00b5s|ms|s|m|h))+$|^[+-]?0$")
 MIN_CONTEXT = 4
+NUM_KEEP = 4
 
 
 class Options(Body):
     """`options`. Those of llama.cpp that have no meaning here (`num_gpu`, `num_thread`, ...) are ignored."""
 
     num_predict: Annotated[Int, Field(ge=-2, le=2**31 - 1)] | None = None
+    num_keep: Annotated[Int, Field(ge=-1, le=2**31 - 1)] = NUM_KEEP
     num_ctx: Annotated[Int, Field(ge=MIN_CONTEXT, le=2**31 - 1)] | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
@@ -105,6 +107,11 @@ class Generating(Body):
     def streamed(self) -> bool:
         """Ollama streams unless told otherwise."""
         return self.stream is not False
+
+    @property
+    def kept(self) -> int | None:
+        """Tokens that stay when the context is full; None to end there. Ollama goes on unless told otherwise."""
+        return None if self.shift is False else self.options.num_keep
 
     @property
     def logprob_count(self) -> int | None:

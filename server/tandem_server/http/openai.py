@@ -60,6 +60,7 @@ def _ask(
         stop=tuple(body.stop),
         stop_tokens=tuple(body.stop_token_ids or ()),
         ignore_end=bool(body.ignore_eos),
+        salt=body.cache_salt or "",
         min_tokens=body.min_tokens or 0,
     )
 

@@ -1,13 +1,13 @@
 """Request bodies of OpenAI's API: which fields there are, their limits, and which are honestly refused.
 
 First on the path of an OpenAI request. Fields of vLLM and others that clients know (`top_k`, `min_p`, `typical_p`,
-`repetition_penalty`, `stop_token_ids`, `ignore_eos`, `min_tokens`, `bad_words`) are taken too.
+`repetition_penalty`, `stop_token_ids`, `ignore_eos`, `min_tokens`, `bad_words`, `cache_salt`) are taken too.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from tandem_api.dialects import ApiError
 from tandem_server.embedding import MAX_INPUTS
@@ -31,6 +31,7 @@ from tandem_server.http.fields import (
     unsupported,
 )
 
+MAX_SALT = 256
 MAX_BIASES = 300
 MAX_BAD_WORDS = 64
 Bias = Annotated[Float, Field(ge=-100, le=100)]
@@ -61,6 +62,7 @@ class Sampled(Body):
     stop: Stops = Field(default_factory=list)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SALT)] | None = None
     max_tokens: Count | None = None
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None

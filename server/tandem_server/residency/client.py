@@ -32,6 +32,8 @@ class Stream:
         self.number = number
         self.ended = False
         self.aborted_at: float | None = None
+        self.began = asyncio.Event()
+        """Set by the first row, whatever is in it."""
         self.ends_promptly = prompt
         """Whether an abort must be confirmed within a bound: an embedding may finish its whole batch first."""
         self._client = client
@@ -56,11 +58,11 @@ class Stream:
         assert isinstance(answer, wire.Embedded)
         return answer
 
-    def abort(self) -> None:
-        """Nobody wants the rest. The slot stays taken until the runner confirms."""
+    def abort(self, accepted: int = 0) -> None:
+        """Nobody wants what follows the first `accepted` tokens. The slot stays taken until the runner confirms."""
         if not self.ended and self.aborted_at is None:
             self.aborted_at = time.monotonic()
-            self._client.send(wire.Abort(self.number))
+            self._client.send(wire.Abort(self.number, accepted))
 
     async def _next(self) -> tuple[float, wire.TokenRow | wire.Embedded]:
         at, item = await self._rows.get()
@@ -71,6 +73,7 @@ class Stream:
     def push(self, item: wire.TokenRow | wire.Embedded | RunnerGone, last: bool) -> None:
         """From the client only."""
         self._rows.put_nowait((time.monotonic(), item))
+        self.began.set()
         if last and not self.ended:
             self.ended = True
             self._on_end()
@@ -101,12 +104,10 @@ class WireClient:
         self._traces: dict[int, asyncio.Future[list[wire.StepRecord]]] = {}
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._transmit())]
 
-    def add(
-        self, prompt: list[int], max_tokens: int, sampling: wire.Sampling, stops: list[int], on_end: Callable[[], None]
-    ) -> Stream:
-        """Starts a generation. Raises RunnerGone; `on_end` is then not called."""
+    def add(self, request: wire.Add, on_end: Callable[[], None]) -> Stream:
+        """Starts a generation, under a number of its own. Raises RunnerGone; `on_end` is then not called."""
         stream = self._open(on_end, prompt=True)
-        self.send(wire.Add(stream.number, prompt, max_tokens, sampling, stops))
+        self.send(msgspec.structs.replace(request, request=stream.number))
         return stream
 
     def embed(self, inputs: list[list[int]], on_end: Callable[[], None]) -> Stream:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tandem_api.catalog import CatalogModel
 from tandem_api.dialects import ApiError
-from tandem_api.fields import Scheduling, WhenShort
+from tandem_api.fields import CachePolicy, Scheduling, WhenShort
 from tandem_api.report import ModelState, Progress
 from tandem_server.admission import Admission
 from tandem_server.chat.checkpoint import Checkpoint, CheckpointError, read_checkpoint
@@ -74,6 +74,7 @@ def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.R
         overlapped=entry.scheduling is Scheduling.OVERLAPPED,
         threads=settings.threads,
         cache_dtype=entry.kv_cache.dtype.value,
+        shared_cache=entry.kv_cache.policy is CachePolicy.SHARED,
     )
 
 
@@ -266,7 +267,7 @@ class ModelHost:
     def _tell_loaded(self, loaded: wire.Loaded) -> None:
         size = loaded.weight_bytes + loaded.cache_bytes + loaded.overhead_bytes
         _log.info(
-            "Loaded model %s in %.1f s: %s with %s parameters in %s on %s; %d slots of %d tokens each; %s in all "
+            "Loaded model %s in %.1f s: %s with %s parameters in %s on %s; %d slots of %d tokens each%s; %s in all "
             "(weights %s, contexts %s). %s%s",
             self.entry.name,
             self.load_seconds,
@@ -276,6 +277,7 @@ class ModelHost:
             loaded.device,
             loaded.slots,
             loaded.context,
+            f", {loaded.pool_tokens} together" if loaded.shares else "",
             size_text(size),
             size_text(loaded.weight_bytes),
             size_text(loaded.cache_bytes),

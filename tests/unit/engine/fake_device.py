@@ -1,15 +1,17 @@
 """A device without torch that refuses whatever a real one would silently compute wrongly.
 
 It keeps a shadow of every block of the cache: which sequence wrote a position last, as which of its own, with which
-token; positions that nobody wrote are poison. A token is computed from what is read there, so that a wrong read
-either fails or changes an answer. Steps are computed in the order of their launch, each as early or as late as `rng`
-picks: at its launch, before a later launch, or only when its result is asked for.
+token behind which others; positions that nobody wrote are poison. A token is computed from what is read there, so
+that a wrong read either fails or changes an answer. What a request is said to find in the cache must be there, made
+from the same tokens under the same salt (here: the seed) and without a broken number. Steps are computed in the order
+of their launch, each as early or as late as `rng` picks: at its launch, before a later launch, or only when its result
+is asked for.
 """
 
 import random
 from dataclasses import dataclass, replace
 
-from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, StepPlan, StepResult
+from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, Reseat, StepPlan, StepResult
 from tandem_server.engine.native.scheduler import Limits
 from tandem_server.engine.native.timeline import DeviceTimes
 from tandem_server.engine.wire import Add
@@ -30,10 +32,15 @@ def next_token(history: list[int], vocabulary: int) -> int:
     return 1 + number % (vocabulary - 1)
 
 
-def expected(add: Add, vocabulary: int) -> tuple[list[int], str]:
+def expected(add: Add, vocabulary: int, context: int = 1 << 30) -> tuple[list[int], str]:
     """What the request gets when nothing interferes."""
     history, tokens = list(add.prompt), []
+    context = min(context, add.context or context)
     while len(tokens) < add.max_tokens:
+        if len(history) > context:
+            assert add.keep is not None
+            keep = min(add.keep, len(add.prompt), context - 2)
+            history = history[:keep] + history[keep + (context - keep) // 2 :]
         token = next_token(history, vocabulary)
         if token == BAD_ROW:
             return tokens, "error"
@@ -42,6 +49,17 @@ def expected(add: Add, vocabulary: int) -> tuple[list[int], str]:
         tokens.append(token)
         history.append(token)
     return tokens, "length"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands in a position of the cache."""
+
+    sequence: int
+    position: int
+    token: int
+    chain: int
+    """Of the salt and all tokens up to this one."""
 
 
 @dataclass
@@ -67,17 +85,28 @@ class FakeDevice:
         self._limits, self._rng, self._failing = limits, rng, failing
         self._broken: set[int] = set()
         """Slots whose request has failed; as the real device does, it leaves them out of later steps."""
-        self._block = -(-limits.context // limits.slot_blocks)
-        blocks = limits.slots * limits.slot_blocks
-        self._shadow: list[list[tuple[int, int, int] | None]] = [[None] * self._block for _ in range(blocks)]
-        """By block and place in it: (sequence, position, token)."""
+        self._block = limits.block
+        blocks = limits.pool_blocks or limits.slots * limits.slot_blocks
+        self._shadow: list[list[Written | None]] = [[None] * self._block for _ in range(blocks)]
+        """By block and place in it."""
         self._owner = [NOTHING] * blocks
         self._tables: list[tuple[int, ...]] = [()] * limits.slots
+        self._reused = [0] * limits.slots
+        """Positions at the beginning that the slot's sequence did not write itself."""
         self._sequence = [NOTHING] * limits.slots
+        self._salt = [0] * limits.slots
+        self._shifted: list[int | None] = [0] * limits.slots
+        """By how much a token's number is above its position; None: not known yet."""
         self._last = [NOTHING] * limits.slots
         self._queue: list[FakePending] = []
         self.device_seconds = 0.0
         self.admitted = 0
+        self.seats = 0
+        """Times that a slot was given blocks to begin with."""
+        self.given = 0
+        """Times that a slot was given a block."""
+        self.computed = 0
+        """Prompt tokens."""
         self.launched = 0
         self.failed = 0
         """Requests whose part of a step was refused."""
@@ -110,17 +139,29 @@ class FakeDevice:
             first.outcome = self._compute(first.plan)
 
     def _compute(self, plan: StepPlan) -> StepResult:
+        for source, target in plan.moves:
+            assert source != target
+            self._shadow[target] = list(self._shadow[source])
+            self._owner[target] = NOTHING
+        for seat in plan.reseated:
+            self._reseat(seat)
         for admission in plan.admitted:
             self._admit(admission)
         failures = self._fail(plan)
         plan = self._without_broken(plan)
         written = {}
+        if plan.decode and self._limits.pool_blocks is None:
+            longest, span = 1 + max(row.position for row in plan.decode), self._limits.span
+            read = min((longest + span - 1) // span * span, self._limits.slot_blocks * self._block)
+            for row in plan.decode:
+                assert len(self._tables[row.slot]) * self._block >= read, "attention reads beyond the slot's blocks"
         for row in plan.decode:
             assert self._last[row.slot] != NOTHING, "a decode row read a poisoned token"
             self._write(row.slot, row.position, max(1, self._last[row.slot]))
             written[row.slot] = row.position + 1
         for chunk in plan.chunks:
             assert chunk.start + len(chunk.tokens) <= self._limits.context
+            self.computed += len(chunk.tokens)
             for place, token in enumerate(chunk.tokens):
                 self._write(chunk.slot, chunk.start + place, token)
             # A chunk attends to all that was written before it.
@@ -130,8 +171,10 @@ class FakeDevice:
         assert set(written) == {slot for slot, _ in plan.samples}
         assert len(written) == len(plan.samples), "a slot was sampled twice in one step"
         for slot, position in plan.samples:
-            assert written[slot] == position
-            self._last[slot] = next_token(self._read(slot, position), self._limits.vocabulary)
+            if self._shifted[slot] is None:
+                self._shifted[slot] = position - written[slot]
+            assert written[slot] + (self._shifted[slot] or 0) == position
+            self._last[slot] = next_token(self._read(slot, written[slot]), self._limits.vocabulary)
         return StepResult({slot: self._last[slot] for slot in written}, failures=failures)
 
     def _fail(self, plan: StepPlan) -> dict[int, str]:
@@ -153,26 +196,58 @@ class FakeDevice:
         )
 
     def _admit(self, admission: Admission) -> None:
-        assert len(set(admission.blocks)) == self._limits.slot_blocks
+        slot = admission.slot
         self.admitted += 1
-        self._broken.discard(admission.slot)
-        self._sequence[admission.slot] = self.admitted
-        self._tables[admission.slot] = admission.blocks
-        self._last[admission.slot] = NOTHING
-        for block in admission.blocks:
-            self._owner[block] = self.admitted
+        self._broken.discard(slot)
+        self._last[slot], self._salt[slot], self._shifted[slot] = NOTHING, admission.sampling.seed, 0
+        self._sit(slot, admission.blocks, admission.reused)
+        tokens = self._read(slot, self._reused[slot])
+        assert tokens == admission.prompt[: len(tokens)], "the cache gave a request what others had asked"
+        assert len(tokens) < len(admission.prompt)
+
+    def _reseat(self, seat: Reseat) -> None:
+        if seat.more:
+            self._tables[seat.slot] += seat.blocks
+            self._own(seat.slot, seat.blocks)
+            return
+        self._shifted[seat.slot] = None
+        self._sit(seat.slot, seat.blocks, seat.reused)
+
+    def _sit(self, slot: int, blocks: tuple[int, ...], reused: int) -> None:
+        assert len(set(blocks)) == len(blocks) <= self._limits.slot_blocks
+        self.seats += 1
+        self._sequence[slot] = self.seats
+        self._tables[slot], self._reused[slot] = blocks, reused * self._block
+        self.given += reused
+        self._own(slot, blocks[reused:])
+        assert NAN_TOKEN not in self._read(slot, self._reused[slot]), "a block that holds a broken number was kept"
+
+    def _own(self, slot: int, blocks: tuple[int, ...]) -> None:
+        self.given += len(blocks)
+        for block in blocks:
+            self._owner[block] = self._sequence[slot]
 
     def _write(self, slot: int, position: int, token: int) -> None:
         block, sequence = self._tables[slot][position // self._block], self._sequence[slot]
+        assert position >= self._reused[slot], "a step wrote to a block that is shared"
         assert self._owner[block] == sequence, f"a step wrote to block {block} after it was given to another request"
-        self._shadow[block][position % self._block] = (sequence, position, token)
+        before = self._held(slot, position - 1).chain if position else self._salt[slot]
+        self._shadow[block][position % self._block] = Written(sequence, position, token, hash((before, token)))
 
     def _read(self, slot: int, length: int) -> list[int]:
-        """Tokens at the slot's first `length` positions, each written there by this very request."""
-        table, sequence, history = self._tables[slot], self._sequence[slot], []
+        """Tokens at the slot's first `length` positions, each written there by this very request or for its like."""
+        sequence, chain, history = self._sequence[slot], self._salt[slot], []
         for position in range(length):
-            held = self._shadow[table[position // self._block]][position % self._block]
-            assert held is not None, f"position {position} of slot {slot} was read before anyone wrote it"
-            assert held[:2] == (sequence, position), f"position {position} of slot {slot} holds another request's"
-            history.append(held[2])
+            held = self._held(slot, position)
+            chain = hash((chain, held.token))
+            own = position < self._reused[slot] or held.sequence == sequence
+            assert (own, held.position, held.chain) == (True, position, chain), (
+                f"position {position} of slot {slot} holds another request's"
+            )
+            history.append(held.token)
         return history
+
+    def _held(self, slot: int, position: int) -> Written:
+        held = self._shadow[self._tables[slot][position // self._block]][position % self._block]
+        assert held is not None, f"position {position} of slot {slot} was read before anyone wrote it"
+        return held

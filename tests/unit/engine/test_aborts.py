@@ -11,7 +11,7 @@ from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.wire import Abort, Add, FromRunner, Sampling, ToRunner
 
-LIMITS = Limits(slots=2, context=40, vocabulary=30, chunk=2, budget=4, slot_blocks=10)
+LIMITS = Limits(slots=2, context=40, vocabulary=30, chunk=2, budget=4, slot_blocks=10, block=4, span=4)
 GREEDY = Sampling(temperature=0.0)
 NEIGHBOUR = Add(1, [4, 5], 30, GREEDY)
 LONGEST_STEPS = 2

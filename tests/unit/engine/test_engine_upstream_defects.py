@@ -39,7 +39,7 @@ from tandem_server.engine.wire import (
 
 pytestmark = pytest.mark.torch
 
-LIMITS = Limits(slots=1, context=24, vocabulary=30, chunk=4, budget=8, slot_blocks=6)
+LIMITS = Limits(slots=1, context=24, vocabulary=30, chunk=4, budget=8, slot_blocks=6, block=4, span=4)
 GREEDY = Sampling(temperature=0.0)
 DEADLINE = 20.0
 both_loops = pytest.mark.parametrize("overlapped", [False, True])

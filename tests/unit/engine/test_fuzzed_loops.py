@@ -1,7 +1,9 @@
 """Random requests, aborts and ends on a fake device with adversarial timing, through both loops.
 
-Each request gets its own tokens whatever happens around it; every slot and block is given out and taken back exactly
-once; nothing is read that the same request did not write before (the fake device refuses it).
+With the prefix cache and without, each slot with its whole context or all from one pool, prompts that begin alike,
+answers that outgrow the context. Each request gets its own tokens whatever happens around it; every slot and block is
+given out and taken back exactly once; nothing is read that the same request did not write before, or one that began
+alike (the fake device refuses it).
 """
 
 import os
@@ -45,36 +47,61 @@ class Scenario:
         return {message.request for _, message in self.arrivals if isinstance(message, Abort)}
 
 
-def random_add(rng: random.Random, request: int, limits: Limits) -> Add:
+def random_add(rng: random.Random, request: int, limits: Limits, known: list[Add]) -> Add:
+    """A fresh prompt, or a further turn of an earlier request: its prompt, part of its answer, something new."""
     length = rng.choice([1, limits.chunk, limits.chunk + 1, rng.randint(1, limits.context - 1)])
-    prompt = [rng.randrange(1, limits.vocabulary) for _ in range(min(length, limits.context - 1))]
+    prompt = [rng.randrange(1, limits.vocabulary) for _ in range(length)]
+    if known and rng.random() < 0.6:
+        before = rng.choice(known)
+        whole = before.prompt + expected(before, limits.vocabulary, limits.context)[0]
+        prompt = whole[: rng.randint(1, len(whole))] + prompt[: rng.randint(0, 3)]
+    prompt = prompt[: limits.context - 1]
     if rng.random() < 0.08:
         prompt[rng.randrange(len(prompt))] = NAN_TOKEN
     room = limits.context - len(prompt)
     most = min(room, rng.choice([1, 2, rng.randint(1, 8), room]))
-    return Add(request, prompt, most, GREEDY, rng.sample(range(1, limits.vocabulary), rng.choice([0, 0, 1, 3])))
+    salt = rng.choice([0, 0, 0, 1])
+    add = Add(
+        request,
+        prompt,
+        most,
+        Sampling(temperature=0.0, seed=salt),
+        rng.sample(range(1, limits.vocabulary), rng.choice([0, 0, 1, 3])),
+        salt=str(salt),
+    )
+    if rng.random() < 0.25:
+        most, own = rng.randint(1, 3 * limits.context), rng.choice([0, rng.randint(len(prompt) + 1, limits.context)])
+        add = msgspec.structs.replace(add, keep=rng.randint(0, 5), max_tokens=most, context=own)
+    known.append(add)
+    return add
 
 
 def random_scenario(rng: random.Random) -> Scenario:
     """Few slots, small chunks and blocks; requests at random moments; aborts before, while and after they run."""
     slot_blocks, chunk = rng.randint(1, 6), rng.randint(1, 5)
+    slots, block = rng.randint(1, 4), rng.randint(1, 4)
     limits = Limits(
-        slots=rng.randint(1, 4),
-        context=max(2, slot_blocks * rng.randint(1, 4)),
+        slots=slots,
+        context=max(2, slot_blocks * block - rng.randint(0, block - 1)),
         vocabulary=12,
         chunk=chunk,
         budget=rng.randint(chunk, 3 * chunk),
-        slot_blocks=slot_blocks,
+        slot_blocks=max(slot_blocks, 2 if block == 1 else 1),
+        block=block,
+        span=block * rng.choice([1, 1, 2, 3]),
+        pool_blocks=rng.choice([None, rng.randint(max(2, slot_blocks), 2 + slots * slot_blocks)]),
+        reuse=rng.random() < 0.8,
     )
     arrivals: list[tuple[int, ToRunner]] = []
+    known: list[Add] = []
     successors: list[Add] = []
     for request in range(rng.choice([1, 2, 3, rng.randint(4, 9)])):
         moment = rng.randint(0, 12)
-        arrivals.append((moment, random_add(rng, request, limits)))
+        arrivals.append((moment, random_add(rng, request, limits, known)))
         if rng.random() < 0.15:
-            successors.append(random_add(rng, request, limits))
+            successors.append(random_add(rng, request, limits, known))
         if rng.random() < 0.35:
-            arrivals.append((moment + rng.randint(-1, 12), Abort(request)))
+            arrivals.append((moment + rng.randint(-1, 12), Abort(request, rng.choice([0, 0, 1, 3, 99]))))
     rng.shuffle(arrivals)
     return Scenario(
         limits,
@@ -107,7 +134,7 @@ def check(scenario: Scenario, overlapped: bool, rng: random.Random) -> None:
     early, failed = 0, 0
     for add in adds:
         tokens, finish = got[add.request].pop(0)
-        wanted_tokens, wanted_finish = expected(add, vocabulary)
+        wanted_tokens, wanted_finish = expected(add, vocabulary, scenario.limits.context)
         if finish == "error" != wanted_finish:
             failed += 1
             assert tokens == wanted_tokens[: len(tokens)]
@@ -122,7 +149,9 @@ def check(scenario: Scenario, overlapped: bool, rng: random.Random) -> None:
     assert scheduler.idle
     assert scheduler.table.free == scenario.limits.slots
     assert scheduler.blocks.free == scheduler.blocks.count
-    assert scheduler.blocks.taken == scheduler.blocks.returned == device.admitted * scenario.limits.slot_blocks
+    assert scheduler.blocks.taken == scheduler.blocks.returned == device.given
+    assert scheduler.memory.found <= scheduler.memory.asked
+    assert scenario.limits.reuse or not (scheduler.memory.found or scheduler.blocks.cached)
     assert device.most_in_flight <= (2 if overlapped else 1)
     assert device.unread == 0
     assert scheduler.dropped <= (early if overlapped else 0), "an early end costs one row at most"
@@ -143,7 +172,7 @@ def test_every_request_ends_once_with_its_own_tokens(batch):
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_an_abort_at_every_moment(overlapped):
     """Three requests on two slots, one of them in chunks; each is aborted at each moment of the run, also twice."""
-    limits = Limits(slots=2, context=16, vocabulary=12, chunk=3, budget=4, slot_blocks=4)
+    limits = Limits(slots=2, context=16, vocabulary=12, chunk=3, budget=4, slot_blocks=4, block=4, span=4)
     adds = [Add(0, [1, 2], 6, GREEDY), Add(1, [3, 4, 5, 6, 7, 8, 9, 1], 4, GREEDY), Add(2, [5], 5, GREEDY)]
     arrivals: list[tuple[int, ToRunner]] = [(0, add) for add in adds]
     _, _, undisturbed = run(Scenario(limits, arrivals, [], False), overlapped, random.Random(0))

@@ -7,6 +7,7 @@ together on a GPU in `tests/gpu`.
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,15 +51,15 @@ SHORT = {
 }
 
 
-def load(folder) -> NativeEngine:
-    spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=SLOTS, context=400, threads=1)
+def load(folder, **settings) -> NativeEngine:
+    spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=SLOTS, context=400, threads=1, **settings)
     return load_generator(spec, lambda *_: None)
 
 
 def gpu_step(engine: NativeEngine, checked: bool = True) -> tuple[GpuStep, SharedMemoryGraphs]:
     """A step of the GPU's kind over the weights of an engine that was loaded for the CPU."""
     own, graphs = engine._step._decoder, SharedMemoryGraphs()
-    decoder = GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of)
+    decoder = GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of, engine._limits.pool_blocks)
     decoder.cache.pool.fill_(float("nan"))
     step = GpuStep(decoder, engine._step._sizes, graphs, checked)
     step.record(needs_of([Sampling(temperature=0.0)]))
@@ -75,6 +76,7 @@ def run(engine: NativeEngine, executor, adds: list[Add], overlapped: bool, choos
 
 def requests(count: int, vocabulary: int) -> list[Add]:
     rng = random.Random(1)
+    shared = [rng.randrange(vocabulary) for _ in range(70)]
     samplings = [
         Sampling(temperature=0.0),
         Sampling(temperature=0.9, seed=5),
@@ -84,7 +86,7 @@ def requests(count: int, vocabulary: int) -> list[Add]:
     return [
         Add(
             number,
-            [rng.randrange(vocabulary) for _ in range(rng.choice([1, 31, 40, 70]))],
+            shared[: rng.choice([0, 40, 70])] + [rng.randrange(vocabulary) for _ in range(rng.choice([1, 20, 31]))],
             rng.randint(3, 40),
             samplings[number % len(samplings)],
             rng.sample(range(vocabulary), 3),
@@ -93,13 +95,14 @@ def requests(count: int, vocabulary: int) -> list[Add]:
     ]
 
 
-@pytest.mark.parametrize("family", SHORT)
-def test_graphs_give_the_tokens_of_the_cpu_in_both_loops(family, make_checkpoint):
+@pytest.mark.parametrize(("family", "settings"), [*((name, {}) for name in SHORT), ("Llama", {"shared_cache": True})])
+def test_graphs_give_the_tokens_of_the_cpu_in_both_loops(family, settings, make_checkpoint):
     architecture, overrides = SHORT[family]
-    engine = load(make_checkpoint(architecture, **overrides))
+    engine = load(make_checkpoint(architecture, **overrides), **settings)
     adds = requests(9, engine._limits.vocabulary)
     wanted = run(engine, InlineExecutor(engine._step.compute), adds, False)
     step, graphs = gpu_step(engine)
+    engine._limits = replace(engine._limits, reads_own=True)
     recordable = step._fused.recordable
     assert graphs.recorded == (len(step._sizes) + 1 if recordable else 0)
     for overlapped in (False, True):
@@ -113,7 +116,7 @@ def test_fp8_keys_and_values_are_nearly_those_of_the_computation(make_checkpoint
     engine = load(make_checkpoint("LlamaForCausalLM"))
     own = engine._step._decoder
     wide, narrow = (
-        GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of, dtype) for dtype in (None, FP8)
+        GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of, None, dtype) for dtype in (None, FP8)
     )
     assert narrow.cache_bytes * 4 == wide.cache_bytes
     tokens, lengths = torch.arange(60) % 150, torch.tensor([61, 0], dtype=torch.int32)

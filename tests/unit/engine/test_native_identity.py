@@ -1,7 +1,7 @@
 """Plain, overlapped, alone: in fp32 a request's tokens are the same however and beside whomever it runs."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import msgspec
@@ -14,7 +14,7 @@ from tandem_server.engine.native.engine import NativeEngine, load_generator
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import PackedLinear, TransposedLinear, packing_available, row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
-from tandem_server.engine.native.scheduler import Scheduler
+from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.wire import Abort, Add, RunnerSpec, Sampling, Tokens, ToRunner
 
@@ -68,6 +68,13 @@ def load(folder, slots: int, **settings) -> NativeEngine:
     return load_generator(spec, lambda *_: None)
 
 
+def limits_for(engine: NativeEngine, choose: Choice) -> Limits:
+    """Slots at home, or with blocks anywhere in a pool, on the same cache."""
+    cache, limits = engine._step._decoder.cache, engine._limits
+    cache.shared = choose is not near_home
+    return replace(limits, pool_blocks=limits.slots * limits.slot_blocks) if cache.shared else limits
+
+
 def run(
     engine: NativeEngine,
     overlapped: bool,
@@ -75,8 +82,8 @@ def run(
     link_class,
     choose: Choice = near_home,
 ) -> dict[int, Answer]:
-    """All answers of one loop over the engine's device side."""
-    scheduler = Scheduler(engine._limits, choose_blocks=choose)
+    """All answers of one loop over the engine's device side; another choice of blocks is one in a shared pool."""
+    scheduler = Scheduler(limits_for(engine, choose), choose_blocks=choose)
     executor = (WorkerExecutor if overlapped else InlineExecutor)(engine._step.compute)
     link = link_class(arrivals)
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.dtype import choose_dtype, choose_threads
 from tandem_server.engine.native.engine import load_generator
@@ -18,6 +19,7 @@ from tandem_server.engine.native.resources import (
     check_weights_fit,
     cpu_threads,
     fit_context,
+    fit_pool,
 )
 from tandem_server.engine.wire import RunnerSpec
 
@@ -46,6 +48,32 @@ def changed(make_checkpoint, tmp_path):
         return folder
 
     return make
+
+
+def test_a_shared_pool_takes_the_memory_that_there_is_and_no_more_than_all_contexts_need():
+    """Contexts of 4000 tokens need 4096 positions each; one block more is for rows without a request."""
+    reserve, token = 256 * MIB, 32 << 10
+    assert fit_pool(4000, 4, token, reserve + 4 * 4096 * token + BLOCK * token, 0) == 4 * 4096 // BLOCK
+    assert fit_pool(4000, 4, token, 100_000 * MIB, 0) == 4 * 4096 // BLOCK
+    assert fit_pool(4000, 4, token, reserve + 6000 * token, 0) == 6000 // BLOCK - 1
+    assert fit_pool(4000, 4, token, reserve + 6000 * token, 1000 * token) == 5000 // BLOCK - 1
+
+
+def test_slots_that_share_have_a_longer_context_than_those_that_do_not(make_checkpoint, monkeypatch):
+    folder = make_checkpoint("LlamaForCausalLM", max_position_embeddings=4096)
+    monkeypatch.setattr("tandem_server.engine.native.resources.RESERVE_SHARE", 0.0)
+    loaded = {}
+    for shared in (False, True):
+        monkeypatch.setattr("tandem_server.engine.native.engine.available_bytes", lambda _: 256 * MIB + 14 * MIB)
+        spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=4, threads=1, shared_cache=shared)
+        loaded[shared] = load_generator(spec, lambda *_: None).loaded
+    apart, together = loaded[False], loaded[True]
+    assert apart.context < together.context == 4096
+    assert "4 slots of 4096 tokens need" in apart.context_reason
+    assert together.context_reason == ""
+    assert apart.pool_tokens == 4 * apart.context
+    assert 4096 <= together.pool_tokens < 4 * 4096
+    assert f"4 slots share memory for {together.pool_tokens} tokens" in together.engine_reason
 
 
 def test_progress_counts_bytes_up_to_all(make_checkpoint):

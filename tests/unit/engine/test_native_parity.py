@@ -115,7 +115,7 @@ def open_decoder(folder: Path, slots: int = 3, context: int = 1000, fragmented: 
     pool = BlockPool(slots * decoder.cache.slot_blocks, choose)
     for slot in range(slots):
         count = decoder.cache.slot_blocks
-        decoder.cache.admit(slot, pool.take(slot, count, slot * count))
+        decoder.cache.admit(slot, pool.share(slot, (), count).blocks)
     return decoder
 
 

@@ -1,11 +1,13 @@
 """The real device with poisoned memory: what a request did not write itself never reaches its tokens.
 
-Each admission finds its blocks full of NaN, and NaN stands wherever else the step keeps numbers by slot. One NaN that
-is read, even only to be masked, makes the request end with an error or with other tokens.
+A slot finds its new blocks full of NaN, but for those that the prefix cache had, and NaN stands wherever else the step
+keeps numbers by slot. One NaN that is read, even only to be masked, makes the request end with an error or with other
+tokens.
 """
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,9 +41,11 @@ class PoisonedStep:
         self._step._checked = True
 
     def compute(self, plan: StepPlan) -> StepOutput:
-        for admission in plan.admitted:
-            self.fill(admission.blocks, torch.nan)
-        return self._step.compute(plan)
+        # Moves come first: what lies in a slot's blocks may just be leaving them.
+        self._cache.move(plan.moves)
+        for seat in (*plan.reseated, *plan.admitted):
+            self.fill(seat.blocks[seat.reused :], torch.nan)
+        return self._step.compute(replace(plan, moves=()))
 
     def fill(self, blocks: tuple[int, ...], value: float) -> None:
         for block in blocks:
@@ -55,17 +59,25 @@ def engine(make_checkpoint) -> NativeEngine:
     return load_generator(spec, lambda *_: None)
 
 
-def random_add(rng: random.Random, request: int) -> Add:
+def random_add(rng: random.Random, request: int, known: list[list[int]]) -> Add:
+    """Half of the prompts go on from an earlier one, as a chat does."""
     length = rng.choice([1, BLOCK, BLOCK + 1, 63, 64, rng.randint(2, 120), rng.randint(250, 600)])
     sampling = Sampling(temperature=rng.choice([0.0, 1.0]), top_k=rng.choice([0, 20]), seed=rng.getrandbits(60))
-    most = min(CONTEXT - length, rng.choice([1, rng.randint(2, 12), 70]))
     prompt = [rng.randrange(VOCABULARY) for _ in range(length)]
+    if known and rng.random() < 0.5:
+        prompt = (rng.choice(known) + prompt[: rng.randint(1, 40)])[: CONTEXT - 1]
+    known.append(prompt)
+    most = min(CONTEXT - len(prompt), rng.choice([1, rng.randint(2, 12), 70]))
     return Add(request, prompt, most, sampling, rng.sample(range(VOCABULARY), rng.choice([0, 2, 6])))
 
 
 def run(engine: NativeEngine, compute, overlapped: bool, arrivals: list[tuple[int, ToRunner]], choose) -> dict:
     executor = (WorkerExecutor if overlapped else InlineExecutor)(compute)
-    scheduler, link = Scheduler(engine._limits, choose_blocks=choose), RecordingLink(arrivals)
+    cache, limits = engine._step._decoder.cache, engine._limits
+    cache.shared = choose is not near_home
+    if cache.shared:
+        limits = replace(limits, pool_blocks=limits.slots * limits.slot_blocks)
+    scheduler, link = Scheduler(limits, choose_blocks=choose), RecordingLink(arrivals)
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
     if isinstance(executor, WorkerExecutor):
         executor.run_beside(loop.run_overlapped)
@@ -79,9 +91,10 @@ def test_nothing_is_read_that_the_request_did_not_write(engine, seeds):
     for seed in seeds[: max(1, len(seeds) // 3)]:
         rng = random.Random(seed)
         arrivals: list[tuple[int, ToRunner]] = []
+        known: list[list[int]] = []
         for request in range(REQUESTS):
             moment = rng.randrange(REQUESTS * 5)
-            arrivals.append((moment, random_add(rng, request)))
+            arrivals.append((moment, random_add(rng, request, known)))
             if rng.random() < 0.2:
                 arrivals.append((moment + rng.randint(0, 30), Abort(request)))
         arrivals.sort(key=lambda arrival: arrival[0])

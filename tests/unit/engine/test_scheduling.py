@@ -1,9 +1,11 @@
 """Scheduling: who gets what in which step, and when a slot is free again. No torch, no clock, no sleep."""
 
+from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import pytest
-from fake_device import FakeDevice
+from fake_device import NAN_TOKEN, FakeDevice, expected
 
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.plan import StepResult
@@ -11,7 +13,7 @@ from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.wire import Add, Sampling, Stop, TokenRow, Tokens, ToRunner
 
-LIMITS = Limits(slots=3, context=40, vocabulary=50, chunk=4, budget=6, slot_blocks=10)
+LIMITS = Limits(slots=3, context=40, vocabulary=50, chunk=4, budget=6, slot_blocks=10, block=4, span=4, reuse=False)
 
 
 def run(arrivals: list[tuple[int, ToRunner]], overlapped: bool, link_class) -> tuple[Scheduler, FakeDevice, list]:
@@ -165,6 +167,135 @@ def test_a_request_id_used_twice_ends_with_one_final_row(recording_link):
     assert rows[1][-1].error == "request id 1 is in use already"
     assert rows[2][-1].finish == "length"
     assert scheduler.table.free == LIMITS.slots
+
+
+CACHED = replace(LIMITS, reuse=True)
+
+
+def run_alone(scheduler: Scheduler, device: FakeDevice, request: Add, tokens: int = 1000) -> list[int]:
+    """Runs `request`, alone and at most until it has made so many tokens; what it made."""
+    assert scheduler.add(request) is None
+    made: list[int] = []
+    while len(made) < tokens and (planned := scheduler.plan()):
+        rows = scheduler.commit(planned, device.launch(planned.plan).result())
+        made += [token for row in rows for token in row.tokens]
+    return made
+
+
+def test_a_second_turn_computes_only_what_is_new():
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    first = add(1, prompt=10, most=7)
+    answer = run_alone(scheduler, device, first)
+    assert device.computed == 10
+    again = replace_request(first, 2, prompt=[*first.prompt, *answer, 8, 9])
+    run_alone(scheduler, device, again)
+    # Of 17 tokens of the first turn 16 were put in, which is 4 blocks of 4; 3 of 19 are computed.
+    assert device.computed == 10 + 3
+    assert (scheduler.memory.asked, scheduler.memory.found) == (29, 16)
+
+
+@pytest.mark.parametrize(("change", "found"), [({}, 8), ({"salt": "other"}, 0), ({"prompt": [*range(2, 12)]}, 0)])
+def test_only_the_same_beginning_under_the_same_salt_is_found(change, found):
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    run_alone(scheduler, device, add(1, prompt=10))
+    salted = {"sampling": Sampling(temperature=0.0, seed=1)} if "salt" in change else {}
+    run_alone(scheduler, device, replace_request(add(2, prompt=10), 2, **change, **salted))
+    assert scheduler.memory.found == found
+
+
+def test_the_last_token_of_a_prompt_is_always_computed():
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    for request in (1, 2):
+        run_alone(scheduler, device, add(request, prompt=8))
+    assert scheduler.memory.found == 4, "the second block of 4 ends with the last token"
+
+
+def test_a_running_neighbour_shares_its_prompt_once_its_first_token_is_there():
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    run_alone(scheduler, device, add(1, prompt=9, most=20), tokens=2)
+    run_alone(scheduler, device, add(2, prompt=9, most=1), tokens=1)
+    assert scheduler.memory.found == 8
+
+
+@pytest.mark.parametrize(("accepted", "found"), [(0, 8), (3, 12), (99, 16)])
+def test_tokens_behind_a_stop_string_are_not_kept(accepted, found):
+    """The front end aborts at a stop string and tells how many tokens come before it."""
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    first = add(1, prompt=9, most=20)
+    answer = run_alone(scheduler, device, first, tokens=8)
+    assert scheduler.abort(1, accepted) is not None
+    run_alone(scheduler, device, replace_request(first, 2, prompt=[*first.prompt, *answer, 5], max_tokens=1))
+    assert scheduler.memory.found == found
+
+
+def test_a_token_of_a_step_in_flight_is_not_kept():
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    scheduler.add(add(1, prompt=9, most=20))
+    planned = [scheduler.plan() for _ in range(4)]
+    for step in planned[:3]:
+        assert step
+        scheduler.commit(step, device.launch(step.plan).result())
+    assert scheduler.blocks.cached == 2, "the prompt's full blocks; the step of its last chunk is committed"
+    assert planned[3]
+
+
+def test_a_failed_prompt_is_not_kept():
+    scheduler, device = Scheduler(CACHED), FakeDevice(CACHED)
+    assert run_alone(scheduler, device, replace_request(add(1, prompt=12), 1, prompt=[1] * 11 + [NAN_TOKEN])) == []
+    assert scheduler.blocks.cached == 0
+
+
+def test_a_large_request_is_not_overtaken_in_a_shared_pool():
+    limits, order = replace(LIMITS, pool_blocks=12), list[int]()
+    scheduler, device = Scheduler(limits, lambda add, slot: order.append(add.request)), FakeDevice(limits)
+    for request, prompt in ((1, 20), (2, 32), (3, 2)):
+        scheduler.add(add(request, prompt=prompt, most=8))
+    alone = 0
+    for later in range(4, 60):
+        scheduler.add(add(later, prompt=2, most=2))
+        planned = scheduler.plan()
+        assert planned
+        alone += order == [1]
+        scheduler.commit(planned, device.launch(planned.plan).result())
+    assert alone >= 8, "7 blocks of 12 are held; the second one needs 10, and nobody is let past it"
+    assert order[:3] == [1, 2, 3]
+    assert order == sorted(order)
+
+
+def test_who_shifts_in_a_shared_pool_needs_no_block_of_others():
+    """It gives its blocks back and takes as many: were some of them others' too, there might not be enough."""
+    limits = Limits(slots=2, context=6, vocabulary=50, chunk=4, budget=6, slot_blocks=3, block=2, span=2, pool_blocks=5)
+    scheduler, device = Scheduler(limits), FakeDevice(limits)
+    run_alone(scheduler, device, Add(1, [1, 2, 3], 3, Sampling(temperature=0.0)), tokens=1)
+    shifting = Add(2, [1, 2, 9], 10, Sampling(temperature=0.0), keep=0)
+    assert scheduler.add(shifting) is None
+    planned = scheduler.plan()
+    assert planned
+    assert not planned.admitted, "it needs 3 blocks of its own and 2 are free"
+    scheduler.commit(planned, device.launch(planned.plan).result())
+    made: list[int] = []
+    while planned := scheduler.plan():
+        rows = scheduler.commit(planned, device.launch(planned.plan).result())
+        made += [token for row in rows if row.request == 2 for token in row.tokens]
+    assert (made, "length") == expected(shifting, 50, 6)
+    assert scheduler.blocks.taken == scheduler.blocks.returned
+
+
+def test_a_shift_keeps_the_beginning_and_the_newer_half():
+    limits = replace(CACHED, context=12, slot_blocks=3)
+    scheduler, device = Scheduler(limits), FakeDevice(limits)
+    request = Add(1, [1, 2, 3, 4, 5], 20, Sampling(temperature=0.0), keep=4)
+    made = run_alone(scheduler, device, request)
+    assert len(made) == 20, "neither lost nor doubled"
+    assert (made, "length") == expected(request, 50, 12)
+    # 12 positions are full after 7 tokens and the 8th is known: 4 stay, of the next 8 half go, 5 and the 4 are read.
+    # So it is again after every 4 tokens; of the 9 the first block is found each time.
+    assert device.computed == 5 + 5 * 3
+    assert scheduler.memory.asked == 5
+
+
+def replace_request(add: Add, request: int, **changes: object) -> Add:
+    return msgspec.structs.replace(add, request=request, **changes)
 
 
 def test_releasing_a_slot_twice_is_noticed():

@@ -30,7 +30,6 @@ def test_a_plain_model_is_not_held() -> None:
 UNSUPPORTED: dict[str, Obj] = {
     "spec.source:": {"source": "s3://bucket/x"},
     "spec.engine:": {"engine": "VLLM"},
-    "spec.kvCache.policy:": {"kvCache": {"policy": "Shared"}},
     "spec.keepAlive:": {"keepAlive": "5m"},
     "spec.keepAliveMax:": {"keepAliveMax": 60},
     "spec.quantization:": {"quantization": "FP8"},
@@ -53,7 +52,9 @@ def test_what_this_version_cannot_do_is_answered(words: str) -> None:
 SUPPORTED: list[Obj] = [
     {"engine": "Native"}, {"keepAlive": -1, "keepAliveMax": -1}, {"residency": "Pinned"}, {"topology": {"nodes": 1}},
     {"quantization": "Int8"}, {"quantization": "Int4"},
+    {"quantization": "Int8"}, {"quantization": "Int4"},
     {"scaling": {"mode": "External"}, "replicas": 3}, {"kvCache": {"policy": "Guaranteed", "dtype": "FP8"}},
+    {"kvCache": {"policy": "Shared"}},
 ]  # fmt: skip
 
 

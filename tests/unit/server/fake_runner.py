@@ -29,6 +29,8 @@ class FakeSpec(msgspec.Struct):
     """The answer is the prompt, over and over, instead."""
     slots: int = 4
     context: int = 256
+    pool_tokens: int = 0
+    """Less than all contexts: what comes while `hold` is there waits for memory."""
     task: str = "Generate"
     size: int = 8
     die_at_load: str = ""
@@ -149,6 +151,7 @@ def loaded(spec: wire.RunnerSpec, fake: FakeSpec) -> wire.Loaded:
         context_reason="",
         embedding_size=fake.size,
         engine_reason="a fake engine",
+        pool_tokens=fake.pool_tokens,
     )
 
 

@@ -26,7 +26,12 @@ def test_chat_gives_the_whole_answer_with_usage(site):
     assert choice["finish_reason"] == "stop"
     prompt = count(site, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     answer = count(site, ANSWER)
-    assert body["usage"] == {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    assert body["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert response.headers["x-tandem-context-length"] == "256"
     assert response.headers["x-tandem-load"].endswith("slots=4")
 

@@ -72,6 +72,21 @@ async def test_an_expired_wait_is_told_with_its_status_even_for_a_stream(serve, 
     assert (await first).status_code == 200
 
 
+async def test_the_wait_for_memory_of_a_shared_pool_has_the_same_deadline(serve, make_model):
+    """The runner keeps it until there is memory; it holds its slot, and gives it back when the runner says so."""
+    model = make_model(pool_tokens=100)
+    site = await serve(model.entry(slots=2, queue={"max": 4, "timeoutSeconds": 1}))
+    model.hold()
+    late = await site.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert (late.status_code, late.headers["x-tandem-refused"]) == (503, "queue_timeout")
+    line = site.host().admission.line
+    assert len(line.running) == 1
+    assert site.pod.report().models[0].rejected == 1
+    model.release()
+    await until(lambda: not line.running)
+    assert (await site.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
 async def test_embeddings_wait_in_the_same_line(serve, make_model):
     model = make_model(task="Embed")
     site = await serve(model.entry(slots=1, queue={"max": 0}))

@@ -7,7 +7,7 @@ import signal
 
 import httpx
 import pytest
-from server_site import REAL, TEMPLATE, embedding_folder, fake_settings, lines, served, until
+from server_site import REAL, TEMPLATE, embedding_folder, fake_settings, served, until
 
 from tandem_api.catalog import CatalogModel
 
@@ -35,7 +35,13 @@ def llama(tmp_path_factory, tokenizer):
 async def test_both_kinds_of_models_are_served_by_real_runners(tmp_path, llama):
     entries = [
         CatalogModel.model_validate(
-            {"name": "chat", "source": f"file://{llama}", "slots": 2, "context": {"length": 128}}
+            {
+                "name": "chat",
+                "source": f"file://{llama}",
+                "slots": 2,
+                "context": {"length": 128},
+                "kvCache": {"policy": "Shared"},
+            }
         ),
         CatalogModel(name="vectors", source=f"file://{embedding_folder()}"),
     ]
@@ -45,6 +51,7 @@ async def test_both_kinds_of_models_are_served_by_real_runners(tmp_path, llama):
         await until(lambda: all(host.loaded for host in site.pod.manager.hosts.values()), "the load", 60)
         await check_chat(site.client)
         await check_cut(site.client)
+        await check_second_turn(site)
         await check_vectors(site.client)
         await check_death(site)
 
@@ -67,12 +74,41 @@ async def check_chat(client: httpx.AsyncClient) -> None:
 
 
 async def check_cut(client: httpx.AsyncClient) -> None:
-    ask = {"model": "chat", "prompt": "Hi", "raw": True, "options": {"seed": 3, "num_predict": 500, "num_ctx": 64}}
-    last = lines((await client.post("/api/generate", json=ask)).text)[-1]
-    assert last["done"] is True
-    assert last["prompt_eval_count"] + last["eval_count"] <= 64
+    options = {"seed": 3, "num_predict": 200, "num_ctx": 64, "temperature": 0}
+    ask = {"model": "chat", "prompt": "Hi", "raw": True, "stream": False, "options": options}
+    cut = (await client.post("/api/generate", json={**ask, "shift": False})).json()
+    assert (cut["done"], cut["done_reason"], cut["prompt_eval_count"] + cut["eval_count"]) == (True, "length", 64)
+    shifted = (await client.post("/api/generate", json=ask)).json()
+    assert 64 < shifted["eval_count"] <= 200, "it goes on where the other one was cut"
+    assert shifted["response"].startswith(cut["response"])
     long = await client.post("/v1/completions", json={"model": "chat", "prompt": "x " * 200})
     assert (long.status_code, long.headers["x-tandem-context-length"]) == (400, "128")
+
+
+async def check_second_turn(site) -> None:
+    """What the first turn left is found, told in the answer, in the report and in the metrics."""
+    ask = {"model": "chat", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    messages = [{"role": "user", "content": "Tell me about the sea and what lives in it, please."}]
+    first = (await site.client.post("/v1/chat/completions", json={**ask, "messages": messages})).json()
+    asked = first["usage"]["prompt_tokens"]
+    assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    again = (await site.client.post("/v1/chat/completions", json={**ask, "messages": messages})).json()
+    found = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert 32 <= found == (asked - 1) // 32 * 32
+    assert again["choices"] == first["choices"]
+    salted = {**ask, "messages": messages, "cache_salt": "mine"}
+    other = (await site.client.post("/v1/chat/completions", json=salted)).json()
+    assert other["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    report = lambda: site.pod.report().model("chat")  # noqa: E731
+    await until(lambda: report().prefix_found == found, "the runner's figures", 10)
+    assert (report().pool_tokens, report().context_given) == (256, 128)
+    text = site.pod.metrics.text().decode()
+    for name in (
+        'tandem_prefix_cache_hits_total{model="chat"}',
+        'vllm:prefix_cache_hits_total{engine="0",model_name="chat"}',
+    ):
+        assert f"{name} {found:.1f}" in text
+    assert 'tandem_prefix_cache_evicted_blocks_total{model="chat"} 0.0' in text
 
 
 async def check_vectors(client: httpx.AsyncClient) -> None:

@@ -46,7 +46,9 @@ class Attention:
         begins = [self._begin(length, window) for length in lengths]
         end, begin = max(ends), min((b for b, length in zip(begins, lengths, strict=True) if length), default=0)
         needed = sum(e - b for e, b in zip(ends, begins, strict=True))
-        uneven = len(lengths) * (end - begin) > UNEVEN * needed
+        at_home = cache.at_home(lengths)
+        # Views one by one are cheaper than one copy of all.
+        uneven = len(lengths) * (end - begin) > UNEVEN * needed or (not at_home and cache.in_runs(lengths))
         for slot, length in enumerate(lengths):
             if length:
                 cache.clean(slot, ends[slot] if uneven else end)
@@ -66,7 +68,7 @@ class Attention:
         if uneven:
             return one_by_one
         rows, index = len(lengths), None
-        if not cache.at_home(lengths):
+        if not at_home:
             index = cache.gather_index(lengths, end).view(rows, -1)[:, begin // BLOCK :].reshape(-1)
 
         def together(layer: int, query: torch.Tensor) -> torch.Tensor:

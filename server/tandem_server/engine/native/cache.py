@@ -1,9 +1,9 @@
-"""Keys and values of all slots, in blocks of one pool a layer; where a slot's blocks lie came with its admission.
+"""Keys and values of all slots, in blocks of one pool a layer; where a slot's blocks lie comes with the plan.
 
 Between the decoder, which writes and attends, and the block tables of the scheduler. A slot whose blocks are one run
-is read as a view; so are all slots at once where each one's run stands at its home, which is always so while every
-slot holds its whole context. Anything else is gathered. Heads stand before positions, so either way a head's keys
-are contiguous and its query heads fold onto them.
+is read as a view; so are all slots at once where each one's run stands at its home, which is always so where every
+slot has memory for its whole context. Anything else is gathered. Heads stand before positions, so either way a head's
+keys are contiguous and its query heads fold onto them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
+from tandem_server.engine.native.blocks import BLOCK, capacity_for, runs_of
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.transfer import upload
 
@@ -36,15 +36,23 @@ class PagedCache:
     """
 
     def __init__(
-        self, config: DecoderConfig, slots: int, context: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: DecoderConfig,
+        slots: int,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        pool_blocks: int | None = None,
     ) -> None:
         self.slots, self.capacity = slots, capacity_for(context)
         self.slot_blocks = self.capacity // BLOCK
-        """Blocks that each slot holds."""
-        self.scratch = slots * self.capacity
+        """Blocks that hold a whole context."""
+        self.shared = pool_blocks is not None
+        """Slots have no homes: their blocks lie anywhere in a pool that may be smaller than all contexts together."""
+        self.scratch = slots * self.capacity if pool_blocks is None else pool_blocks * BLOCK
         """Position of the pool that rows without a request write to; no request ever reads it."""
         self._heads, self._size, self._device = 2 * config.kv_heads, config.head_size, device
-        shape = (config.layers, self._heads, cache_positions(slots, context), config.head_size)
+        shape = (config.layers, self._heads, self.scratch + BLOCK, config.head_size)
         self.pool = torch.zeros(shape, dtype=dtype, device=device)
         """All layers."""
         self.layers = list(self.pool.unbind(0))
@@ -53,18 +61,35 @@ class PagedCache:
         self._raw = [layer.view(torch.uint8) if self._narrow else layer for layer in self.layers]
         self._blocks = [layer.view(self._heads, -1, BLOCK * config.head_size) for layer in self._raw]
         homes = (self._heads, slots, self.capacity, config.head_size)
-        self._homes = [layer[:, : self.scratch].view(homes).transpose(0, 1) for layer in self.layers]
+        self._homes = (
+            [] if self.shared else [layer[:, : self.scratch].view(homes).transpose(0, 1) for layer in self.layers]
+        )
         self._scratch_index = torch.full((self.slot_blocks,), self.scratch // BLOCK, device=device)
         self._tables: list[_Table | None] = [None] * slots
         self.tables = torch.full((slots, self.slot_blocks), self.scratch // BLOCK, dtype=torch.int32, device=device)
         """Each slot's blocks on the device, for the kernels that find them themselves."""
 
-    def admit(self, slot: int, blocks: Sequence[int]) -> None:
-        """Gives `slot` its blocks, in the order of their positions; what stood in them is never read."""
-        assert len(blocks) == self.slot_blocks, f"slot {slot} was given {len(blocks)} blocks, not {self.slot_blocks}"
+    def admit(self, slot: int, blocks: Sequence[int], reused: int = 0) -> None:
+        """Gives `slot` its blocks, in the order of their positions; only what the `reused` first ones hold is read."""
+        self._seat(slot, blocks, reused * BLOCK)
+
+    def extend(self, slot: int, blocks: Sequence[int]) -> None:
+        """Gives `slot` further blocks behind those that it has."""
+        table = self._table(slot)
+        self._seat(slot, (*table.blocks, *blocks), table.clean)
+
+    def _seat(self, slot: int, blocks: Sequence[int], clean: int) -> None:
+        assert len(blocks) <= self.slot_blocks, f"{len(blocks)} blocks are more than the context's {self.slot_blocks}"
         run = all(block == blocks[0] + place for place, block in enumerate(blocks))
-        self._tables[slot] = _Table(tuple(blocks), blocks[0] * BLOCK if run else None)
+        self._tables[slot] = _Table(tuple(blocks), blocks[0] * BLOCK if run else None, clean=clean)
         self.tables[slot, : len(blocks)] = upload(blocks, torch.int32, self._device)
+
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Copies blocks to other ones, in order; neighbours that go to neighbours go at once."""
+        for source, target, count in runs_of(moves):
+            self.pool[:, :, target * BLOCK : (target + count) * BLOCK] = self.pool[
+                :, :, source * BLOCK : (source + count) * BLOCK
+            ]
 
     def locate(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
         """Position in the sequence, and place in the pool, of each slot's last token; `scratch` where length is 0."""
@@ -73,7 +98,13 @@ class PagedCache:
 
     def at_home(self, lengths: Sequence[int]) -> bool:
         """Whether every slot with a length has its blocks where `together` reads them."""
-        return all(self._table(slot).first == slot * self.capacity for slot, length in enumerate(lengths) if length)
+        return not self.shared and all(
+            self._table(slot).first == slot * self.capacity for slot, length in enumerate(lengths) if length
+        )
+
+    def in_runs(self, lengths: Sequence[int]) -> bool:
+        """Whether `read` of every slot with a length is a view."""
+        return all(self._table(slot).first is not None for slot, length in enumerate(lengths) if length)
 
     def write(self, layer: int, slot: int, start: int, values: torch.Tensor) -> None:
         """Puts keys and values `[2 x kv_heads, count, head_size]` at `start` and after it."""
@@ -102,10 +133,15 @@ class PagedCache:
         return self._homes[layer][:rows, :, :length]
 
     def gather_index(self, lengths: Sequence[int], span: int) -> torch.Tensor:
-        """For `gather`: the blocks of each row's first `span` positions, int64."""
-        count = -(-span // BLOCK)
-        tables = [self._index(slot) if length else self._scratch_index for slot, length in enumerate(lengths)]
-        return torch.cat([index[:count] for index in tables])
+        """For `gather`: the blocks of each row's first `span` positions, int64.
+
+        Behind what a slot has stands its first block, which is as good as zeros where attention is masked.
+        """
+        count, parts = -(-span // BLOCK), []
+        for slot, length in enumerate(lengths):
+            index = self._index(slot)[:count] if length else self._scratch_index[:count]
+            parts += [index, index[:1].expand(count - len(index))]
+        return torch.cat(parts)
 
     def gather(self, layer: int, index: torch.Tensor, rows: int, span: int) -> torch.Tensor:
         """The same as `together`, copied from wherever the blocks lie."""
@@ -119,8 +155,7 @@ class PagedCache:
         request left there would come through both.
         """
         table = self._table(slot)
-        if table.clean >= length:
-            return
+        length = min(length, len(table.blocks) * BLOCK)
         while table.clean < length:
             end = length if table.first is not None else min(length, (table.clean // BLOCK + 1) * BLOCK)
             place = self._place(slot, table.clean)
@@ -133,7 +168,7 @@ class PagedCache:
     def _index(self, slot: int) -> torch.Tensor:
         table = self._table(slot)
         if table.index is None:
-            table.index = torch.tensor(table.blocks, dtype=torch.int64).to(self._device)
+            table.index = upload(table.blocks, torch.int64, self._device)
         return table.index
 
     def _table(self, slot: int) -> _Table:

@@ -26,12 +26,13 @@ class Decoder:
         weights: DecoderWeights,
         slots: int,
         context: int,
+        pool_blocks: int | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.weights, self.slots, self.context = config, weights, slots, context
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
-        self.cache = PagedCache(config, slots, context, cache_dtype or self.dtype, self.device)
+        self.cache = PagedCache(config, slots, context, cache_dtype or self.dtype, self.device, pool_blocks)
         self.capacity = self.cache.capacity
         self.switch = config.rope_switch(context)
         """A sequence that grows beyond so many tokens must be read again from its start; see `begin`."""

@@ -4,6 +4,7 @@ Called by the runner. `load_generator` does the steps of a load in order, each i
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from tandem_server.engine.native.executors import Executor, InlineExecutor, Work
 from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
-from tandem_server.engine.native.kernel_shape import KernelShape
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
@@ -38,9 +38,9 @@ from tandem_server.engine.native.resources import (
     check_weights_fit,
     cpu_threads,
     fit_context,
-    graph_bytes,
+    fit_pool,
     resident_bytes,
-    step_bytes,
+    steps_bytes,
 )
 from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper
@@ -66,12 +66,14 @@ class NativeEngine:
         self.loaded = loaded
         self.overlapped = spec.overlapped
         """Which loop `serve` runs."""
+        self.reuse = limits.reuse
+        """Whether `serve` keeps blocks for later requests."""
         self._step, self._limits, self._device = step, limits, device
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
         """Runs requests until a `Stop` arrives."""
-        scheduler = Scheduler(self._limits, self._on_admit)
+        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit)
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
@@ -123,7 +125,7 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     """Loads a decoder with everything a step needs. Raises LoadError."""
     folder = Path(spec.path)
-    config, why = _choose_decoder(folder, spec.quantization)
+    config, why = _choose_decoder(folder, spec)
     device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
     layout = layout_for(spec.quantization, device, slots)
@@ -149,28 +151,42 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     checkpoint.close()
     cache_dtype = choose_cache_dtype(spec.cache_dtype, dtype, device, why is None)
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    largest_step = partial(_step_bytes, config, slots, chunk, dtype.itemsize, cache_dtype.itemsize, device)
+    largest_step = partial(steps_bytes, config, slots, chunk, dtype.itemsize, cache_dtype.itemsize, device)
+    token_bytes, available = config.cache_bytes_per_token(cache_dtype.itemsize), available_bytes(device)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
         config.context_limit,
-        slots,
-        config.cache_bytes_per_token(cache_dtype.itemsize),
-        available_bytes(device),
+        1 if spec.shared_cache else slots,
+        token_bytes,
+        available,
         largest_step,
     )
+    pool = fit_pool(context, slots, token_bytes, available, largest_step(context)) if spec.shared_cache else None
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
     decoder: Model
     if isinstance(weights, LibraryWeights):
         decoder = LibraryDecoder(config, weights, slots, context)
     elif device.type == "cuda":
-        decoder = GpuDecoder(config, weights, slots, context, gpu_kernels(), cache_dtype)
+        decoder = GpuDecoder(config, weights, slots, context, gpu_kernels(), pool, cache_dtype)
     else:
-        decoder = Decoder(config, weights, slots, context)
+        decoder = Decoder(config, weights, slots, context, pool)
     decoder.prove_span()
     sizes = _row_sizes(decoder, dtype)
     step = GpuStep(decoder, sizes, CudaGraphs()) if isinstance(decoder, GpuDecoder) else DeviceStep(decoder, sizes)
-    limits = Limits(slots, context, config.vocabulary, chunk, budget, decoder.cache.slot_blocks)
+    limits = Limits(
+        slots=slots,
+        context=context,
+        vocabulary=config.vocabulary,
+        chunk=chunk,
+        budget=budget,
+        slot_blocks=decoder.cache.slot_blocks,
+        span=decoder.span,
+        pool_blocks=pool,
+        reads_own=isinstance(decoder, GpuDecoder),
+        # What is kept of a sequence that may have to be read again does not hold for another.
+        reuse=spec.prefix_cache and decoder.switch is None,
+    )
     warm_up(step, limits, device)
     loaded = Loaded(
         task="Generate",
@@ -190,23 +206,29 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         embedding_size=0,
         engine_reason=f"native engine: {_way(config, decoder, why)}; {dtype_reason}; "
         f"{threads_reason}{'; ' if threads_reason else ''}"
-        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys",
+        f"steps of {', '.join(map(str, sizes))} rows, {_attention_text(decoder)}{_pool_text(limits)}",
+        pool_tokens=min(slots * context, decoder.cache.scratch),
+        shifts=decoder.switch is None,
     )
     return NativeEngine(spec, loaded, step, limits, device)
 
 
-def _choose_decoder(folder: Path, quantization: str) -> tuple[DecoderConfig, str | None]:
+def _choose_decoder(folder: Path, spec: RunnerSpec) -> tuple[DecoderConfig, str | None]:
     """The model's shape, and why the fused decoder does not compute it (None: it does). Raises LoadError."""
     try:
         return read_decoder_config(folder), None
     except NotFused as error:
         raw = read_json(folder / "config.json")
         architecture = architecture_of(raw)
-        if quantization != "None":
-            raise LoadError(
-                f"quantization {quantization} is for models with a fused decoder, and {architecture} has none: "
-                f"{error}; set quantization to None, or use engine: VLLM"
-            ) from None
+        for asked, wish, instead in (
+            (spec.quantization != "None", f"quantization {spec.quantization}", "quantization to None"),
+            (spec.shared_cache, "kvCache.policy Shared", "kvCache.policy to Guaranteed"),
+        ):
+            if asked:
+                raise LoadError(
+                    f"{wish} is for models with a fused decoder, and {architecture} has none: {error}; "
+                    f"set {instead}, or use engine: VLLM"
+                ) from None
         return read_library_config(folder, raw, architecture), str(error)
 
 
@@ -243,22 +265,16 @@ def gpu_kernels() -> MakeKernels:
     return PagedAttention.of
 
 
-def _step_bytes(
-    config: DecoderConfig,
-    slots: int,
-    chunk: int,
-    element_bytes: int,
-    cache_bytes: int,
-    device: torch.device,
-    context: int,
-) -> int:
-    """What steps take beside weights and contexts; see `step_bytes` and, on a GPU, `graph_bytes`."""
-    largest = step_bytes(config, slots, chunk, element_bytes, context)
-    if device.type == "cpu":
-        return largest
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    workspace = KernelShape.of(config, context, cache_bytes, processors).workspace_bytes(slots)
-    return largest + graph_bytes(config, slots, element_bytes, workspace, len(batch_sizes(slots)))
+def _attention_text(decoder: Model) -> str:
+    if not isinstance(decoder, GpuDecoder):
+        return f"attention by {decoder.span} keys"
+    return f"attention by kernels, {'in graphs' if decoder.recordable else 'without graphs, which experts rule out'}"
+
+
+def _pool_text(limits: Limits) -> str:
+    if limits.pool_blocks is None:
+        return ""
+    return f"; {limits.slots} slots share memory for {limits.pool_blocks * limits.block} tokens"
 
 
 def _used(device: torch.device) -> int:

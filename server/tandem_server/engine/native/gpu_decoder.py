@@ -61,6 +61,7 @@ class GpuDecoder(Decoder):
         slots: sequences at once.
         context: tokens of each.
         make_kernels: `PagedAttention.of`.
+        pool_blocks: of the memory that all slots share; None: each has its own.
         cache_dtype: of keys and values; None: as the weights.
     """
 
@@ -71,12 +72,16 @@ class GpuDecoder(Decoder):
         slots: int,
         context: int,
         make_kernels: MakeKernels,
+        pool_blocks: int | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(config, weights, slots, context, cache_dtype)
+        super().__init__(config, weights, slots, context, pool_blocks, cache_dtype)
         self._kernels = make_kernels(config, self.cache, self.dtype)
         # Only where positions may begin elsewhere than in the first row of their tables.
         self._starts = None if self.switch is None else torch.zeros(slots, dtype=torch.int64, device=self.device)
+
+    def prove_span(self) -> None:
+        """Nothing is to be found out: the kernels read what a row has and no more."""
 
     @property
     def recordable(self) -> bool:

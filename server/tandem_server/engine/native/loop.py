@@ -63,6 +63,8 @@ class Loop:
         if planned is None:
             return None
         self._woken = False
+        if self._scheduler.tells_seats:
+            self._tell(planned.plan.number, planned.seats())
         decided = clock()
         pending = self._executor.launch(planned.plan)
         return InFlight(planned, pending, Launched(woken, began, decided, clock()))
@@ -100,7 +102,7 @@ class Loop:
             case Add():
                 return self._scheduler.add(message)
             case Abort():
-                return self._scheduler.abort(message.request)
+                return self._scheduler.abort(message.request, message.accepted)
             case Trace():
                 self._link.send(Traced(message.request, self._timeline.records()))
                 return None

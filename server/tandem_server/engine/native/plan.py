@@ -25,7 +25,21 @@ class Admission:
     stop_tokens: tuple[int, ...] = ()
     """What `sampling.min_tokens` keeps back."""
     blocks: tuple[int, ...] = ()
-    """Blocks of the cache, in the order of their positions: all that the request will ever write to."""
+    """Blocks of the cache, in the order of their positions."""
+    reused: int = 0
+    """So many of the first blocks hold keys and values already; the request reads them and never writes to them."""
+
+
+@dataclass(frozen=True)
+class Reseat:
+    """A slot that holds its request gets other blocks: more of them, or all anew."""
+
+    slot: int
+    blocks: tuple[int, ...]
+    reused: int
+    """As in `Admission`; with `more`, nothing changes for the blocks that the slot has."""
+    more: bool
+    """`blocks` come behind those that the slot has."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,9 @@ class StepPlan:
     samples: tuple[tuple[int, int], ...] = ()
     """(slot, position of the new token) of each row that gets a token."""
     needs: Needs = field(default_factory=Needs)
+    moves: tuple[tuple[int, int], ...] = ()
+    """Blocks whose content is copied to another one, in order, before anything else is done."""
+    reseated: tuple[Reseat, ...] = ()
 
     def slots(self) -> set[int]:
         """All slots that the step writes to."""

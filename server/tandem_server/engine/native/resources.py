@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 
 from tandem_server.engine.interface import DoesNotFit, LoadError
-from tandem_server.engine.native.blocks import cache_positions
+from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
 from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
+from tandem_server.engine.native.graphs import batch_sizes
+from tandem_server.engine.native.kernel_shape import KernelShape
 
 CGROUP = Path("/sys/fs/cgroup")
 SAMPLER_BYTES_PER_LOGIT = 64
@@ -128,6 +130,24 @@ def graph_bytes(config: DecoderConfig, slots: int, element_bytes: int, workspace
     return slots * (widths * element_bytes + logits) + workspace + graphs * BYTES_PER_GRAPH
 
 
+def steps_bytes(
+    config: DecoderConfig,
+    slots: int,
+    chunk: int,
+    element_bytes: int,
+    cache_bytes: int,
+    device: torch.device,
+    context: int,
+) -> int:
+    """What all steps take beside weights and contexts; see `step_bytes` and, on a GPU, `graph_bytes`."""
+    largest = step_bytes(config, slots, chunk, element_bytes, context)
+    if device.type == "cpu":
+        return largest
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    workspace = KernelShape.of(config, context, cache_bytes, processors).workspace_bytes(slots)
+    return largest + graph_bytes(config, slots, element_bytes, workspace, len(batch_sizes(slots)))
+
+
 def fit_context(
     wish: ContextWish,
     limit: int,
@@ -157,7 +177,7 @@ def fit_context(
         if not wish.may_shrink:
             raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
         context = limit
-    budget = available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
+    budget = _budget(available)
 
     def needed(tokens: int) -> int:
         return cache_positions(slots, tokens) * bytes_per_token + step(tokens)
@@ -168,7 +188,8 @@ def fit_context(
     while fitting > 0 and needed(fitting) > budget:
         fitting -= 64
     numbers = (
-        f"{slots} slots of {context} tokens need {_mib(needed(context))} "
+        f"{slots} slot{'s' if slots > 1 else ''} of {context} tokens need{'' if slots > 1 else 's'} "
+        f"{_mib(needed(context))} "
         f"and {_mib(max(0, budget))} is free beside the weights"
     )
     least = min(wish.minimum, context)
@@ -178,6 +199,20 @@ def fit_context(
             f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
         )
     return fitting, numbers
+
+
+def fit_pool(context: int, slots: int, bytes_per_token: int, available: int, step_bytes: int) -> int:
+    """Blocks of a pool for slots that share it: as many as there is memory for, at most what all contexts need.
+
+    A whole context fits: `fit_context` has made sure of it for one slot.
+    """
+    fitting = (_budget(available) - step_bytes) // (bytes_per_token * BLOCK) - 1
+    whole = capacity_for(context) // BLOCK
+    return max(whole, min(fitting, slots * whole))
+
+
+def _budget(available: int) -> int:
+    return available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
 
 
 def check_weights_fit(needed: int, available: int) -> None:

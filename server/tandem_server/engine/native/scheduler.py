@@ -10,29 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
+from tandem_server.engine.native.memory import Memory
 from tandem_server.engine.native.needs import bias_problem, needs_of
-from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan, StepResult
+from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, Reseat, StepPlan, StepResult
+from tandem_server.engine.native.sequence import Limits as Limits
+from tandem_server.engine.native.sequence import Sequence
 from tandem_server.engine.native.slots import SlotTable
 from tandem_server.engine.wire import Add, TokenRow
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One request on its way."""
-
-    add: Add
-    slot: int = -1
-    prefilled: int = 0
-    """Prompt tokens that planned steps put into the cache."""
-    served: int = 0
-    """When it was last given a chunk, or was admitted, counted in chunks."""
-    planned: int = 0
-    """Tokens that planned steps sample: those made and those in the making."""
-    made: int = 0
-    """Tokens told."""
-    in_flight: int = 0
-    """Launched steps that write to the slot and are not committed yet."""
-    finish: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,26 +28,14 @@ class Planned:
     """Sequences whose slots the step writes to."""
     takers: tuple[Sequence, ...] = ()
     """Of those, the ones that get a token, in the order of `plan.samples`."""
+    ends: tuple[int, ...] = ()
+    """For each of those, the positions that its token came of."""
     admitted: tuple[Sequence, ...] = ()
     """Sequences that got their slot in this step."""
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What requests and steps must keep to."""
-
-    slots: int
-    context: int
-    vocabulary: int
-    chunk: int = 256
-    """Prompt tokens of one request that go in at once; its borders depend on nothing but the request."""
-    budget: int = 512
-    """Prompt tokens of one step."""
-    slot_blocks: int = 1
-    """Blocks of the cache that hold a slot's whole context, and that each admitted request gets."""
-
-    def __post_init__(self) -> None:
-        assert self.budget >= self.chunk, f"no chunk of {self.chunk} tokens fits a budget of {self.budget}"
+    def seats(self) -> list[TokenRow]:
+        """A row without tokens for each of those: it waits no longer."""
+        return [TokenRow(s.add.request, [], None, cached=s.cached) for s in self.admitted]
 
 
 @dataclass
@@ -86,7 +58,22 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.limits.slots)
-        self.blocks = BlockPool(self.limits.slots * self.limits.slot_blocks, self.choose_blocks)
+        self.memory = Memory(self.limits, self.choose_blocks)
+
+    @property
+    def blocks(self) -> BlockPool:
+        """The cache's."""
+        return self.memory.blocks
+
+    @property
+    def tells_seats(self) -> bool:
+        """Whether requests may wait for memory here, and are told when that is over."""
+        return self.limits.pool_blocks is not None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet, or no blocks."""
+        return len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -100,13 +87,17 @@ class Scheduler:
         problem = f"request id {add.request} is in use already" if twice else self._problem(add)
         if problem:
             return TokenRow(add.request, [], "error", problem)
-        self._waiting.append(Sequence(add))
+        self._waiting.append(Sequence(add, self.limits))
         return None
 
-    def abort(self, request: int) -> TokenRow | None:
-        """Marks a request as unwanted. Returns its final row, or None when it has ended already."""
+    def abort(self, request: int, accepted: int = 0) -> TokenRow | None:
+        """Marks a request as unwanted. Returns its final row, or None when it has ended already.
+
+        `accepted` tokens of its answer count: they may be found by a later request.
+        """
         sequence = self._running.get(request)
         if sequence is not None:
+            sequence.accepted = min(accepted, len(sequence.made))
             self._end(sequence, "abort")
             self._release()
             return TokenRow(request, [], "abort")
@@ -118,29 +109,35 @@ class Scheduler:
 
     def plan(self) -> Planned | None:
         """The next step, or None when there is nothing to compute. What it plans counts as launched."""
+        reseated = self._shift()
         admitted = self._admit()
-        decoding = [s for s in self._running.values() if s.planned and s.planned < s.add.max_tokens]
-        decode = tuple(Decode(s.slot, len(s.add.prompt) + s.planned - 1) for s in decoding)
+        decoding = [s for s in self._running.values() if s.decodes and s.end < s.context]
+        decode = tuple(Decode(s.slot, s.end) for s in decoding)
         chunked = self._chunks()
         if not (decode or chunked):
+            assert not [*admitted, *reseated], "a sequence got blocks and nothing to compute"
             return None
+        reseated += self.memory.cover(decoding)
         takers = decoding + [s for s, chunk in chunked if chunk.final]
         samples = tuple((s.slot, len(s.add.prompt) + s.planned) for s in takers)
         writers = (*decoding, *{id(s): s for s, _ in chunked}.values())
         for sequence in takers:
             sequence.planned += 1
+        ends = tuple(sequence.end for sequence in takers)
         for sequence in writers:
             sequence.in_flight += 1
         self.steps += 1
         plan = StepPlan(
             number=self.steps,
-            admitted=tuple(self._admission(sequence) for sequence in admitted),
+            moves=self.memory.take_moves(),
+            admitted=tuple(admission for _, admission in admitted),
+            reseated=reseated,
             decode=decode,
             chunks=tuple(chunk for _, chunk in chunked),
             samples=samples,
             needs=needs_of([s.add.sampling for s in takers]),
         )
-        return Planned(plan, writers, tuple(takers), admitted)
+        return Planned(plan, writers, tuple(takers), ends, tuple(sequence for sequence, _ in admitted))
 
     def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
         """Takes a step's outcome in: the rows to tell. Steps are committed in the order of their plans."""
@@ -150,11 +147,11 @@ class Scheduler:
             assert sequence.in_flight >= 0, f"a step of request {sequence.add.request} was committed twice"
         touched = dict.fromkeys((*planned.writers, *planned.admitted)) if result.failures else ()
         failed = [s for s in touched if s.slot in result.failures and s.finish is None]
-        for sequence in planned.takers:
+        for sequence, place in zip(planned.takers, planned.ends, strict=True):
             if sequence.finish is not None:
                 self.dropped += 1
             elif sequence.slot not in result.failures:
-                rows.append(self._take(sequence, result))
+                rows.append(self._take(sequence, place, result))
         for sequence in failed:
             self._end(sequence, "error")
             rows.append(TokenRow(sequence.add.request, [], "error", result.failures[sequence.slot]))
@@ -167,32 +164,31 @@ class Scheduler:
             return "the prompt has no tokens"
         if add.max_tokens < 1:
             return f"max_tokens is {add.max_tokens}, it must be at least 1"
-        if len(add.prompt) + add.max_tokens > limits.context:
-            return (
-                f"{len(add.prompt)} prompt tokens and {add.max_tokens} new ones exceed the context of "
-                f"{limits.context} tokens"
-            )
+        context = min(limits.context, add.context or limits.context)
+        new = add.max_tokens if add.keep is None else 1
+        if len(add.prompt) + new > context:
+            return f"{len(add.prompt)} prompt tokens and {new} new ones exceed the context of {context} tokens"
         if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
             bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
             return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
         return bias_problem(add.sampling, tuple(add.stop_tokens), limits.vocabulary)
 
-    def _admit(self) -> tuple[Sequence, ...]:
+    def _shift(self) -> tuple[Reseat, ...]:
+        """Sequences whose context is full, and whose tokens are all known, make room in it."""
+        full = [s for s in self._running.values() if s.decodes and s.end >= s.context and not s.in_flight]
+        return tuple(self.memory.shift(sequence) for sequence in full)
+
+    def _admit(self) -> list[tuple[Sequence, Admission]]:
+        """First come, first served: who does not fit yet holds up those behind, so that nobody waits for ever."""
         admitted = []
-        while self._waiting and self.table.free:
+        while self._waiting and self.table.free and self.memory.fits(self._waiting[0]):
             sequence = self._waiting.popleft()
             sequence.slot = self.table.take(sequence.add.request)
             sequence.served = self._turn
             self._running[sequence.add.request] = sequence
             self.on_admit(sequence.add, sequence.slot)
-            admitted.append(sequence)
-        return tuple(admitted)
-
-    def _admission(self, sequence: Sequence) -> Admission:
-        count = self.limits.slot_blocks
-        blocks = self.blocks.take(sequence.slot, count, home=sequence.slot * count)
-        add = sequence.add
-        return Admission(sequence.slot, add.sampling, add.prompt, tuple(add.stop_tokens), blocks)
+            admitted.append((sequence, self.memory.admit(sequence)))
+        return admitted
 
     def _chunks(self) -> list[tuple[Sequence, Chunk]]:
         """Prompt chunks of the next step within the budget, one each in turn, first to who was served longest ago.
@@ -201,16 +197,17 @@ class Scheduler:
         """
         chunked: list[tuple[Sequence, Chunk]] = []
         left = self.limits.budget
-        unread = [s for s in self._running.values() if s.prefilled < len(s.add.prompt)]
+        unread = [s for s in self._running.values() if s.prefilled < len(s.prompt)]
         queue = deque(sorted(unread, key=lambda sequence: sequence.served))
         while queue:
             sequence = queue.popleft()
-            prompt = sequence.add.prompt
-            tokens = prompt[sequence.prefilled : sequence.prefilled + self.limits.chunk]
+            prompt, start = sequence.prompt, sequence.prefilled
+            # Borders are multiples of the chunk, also where the cache had the beginning: they are the request's own.
+            tokens = prompt[start : (start // self.limits.chunk + 1) * self.limits.chunk]
             if len(tokens) > left:
                 break
-            end = sequence.prefilled + len(tokens)
-            chunked.append((sequence, Chunk(sequence.slot, sequence.prefilled, tokens, end == len(prompt))))
+            end = start + len(tokens)
+            chunked.append((sequence, Chunk(sequence.slot, start, tokens, end == len(prompt))))
             sequence.prefilled = end
             left -= len(tokens)
             self._turn += 1
@@ -219,23 +216,27 @@ class Scheduler:
                 queue.append(sequence)
         return chunked
 
-    def _take(self, sequence: Sequence, result: StepResult) -> TokenRow:
+    def _take(self, sequence: Sequence, written: int, result: StepResult) -> TokenRow:
         add, token = sequence.add, result.tokens[sequence.slot]
         if token == BAD_ROW:
             self._end(sequence, "error")
             return TokenRow(add.request, [], "error", "the model's output for this request was not a number (NaN)")
         assert 0 <= token < self.limits.vocabulary, f"step gave request {add.request} the token {token}"
+        sequence.written = written
+        if not sequence.made:
+            self.memory.publish(sequence, 0)
         if token in add.stop_tokens:
             self._end(sequence, "stop")
-            return TokenRow(add.request, [], "stop")
-        sequence.made += 1
+            return TokenRow(add.request, [], "stop", cached=sequence.cached)
+        sequence.made.append(token)
+        sequence.accepted += 1
         self.tokens += 1
-        if sequence.made == add.max_tokens:
+        if len(sequence.made) == add.max_tokens:
             self._end(sequence, "length")
         logprobs = None
         if add.sampling.logprobs is not None:
             logprobs = [result.logprobs[sequence.slot][: 1 + add.sampling.logprobs]]
-        return TokenRow(add.request, [token], sequence.finish, None, logprobs)
+        return TokenRow(add.request, [token], sequence.finish, None, logprobs, sequence.cached)
 
     def _end(self, sequence: Sequence, finish: str) -> None:
         """Marks; the slot is freed by `_release`."""
@@ -248,5 +249,5 @@ class Scheduler:
         """Frees slots and blocks of ended sequences that no step in flight writes to: the only place that does."""
         for sequence in [s for s in self._unreleased if not s.in_flight]:
             self._unreleased.remove(sequence)
-            self.blocks.release(sequence.slot)
+            self.memory.release(sequence)
             self.table.release(sequence.slot, sequence.add.request)

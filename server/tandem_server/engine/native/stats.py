@@ -49,6 +49,11 @@ class StatsKeeper:
                 tokens=scheduler.tokens,
                 busy=scheduler.table.busy,
                 device_idle_share=min(1.0, max(0.0, 1 - computed / seconds)) if steps else 0.0,
+                cache_used=1 - scheduler.blocks.free / scheduler.blocks.count,
+                waiting=scheduler.waiting,
+                prefix_asked=scheduler.memory.asked,
+                prefix_found=scheduler.memory.found,
+                prefix_evicted=scheduler.blocks.evicted,
             )
         )
         self._restart()

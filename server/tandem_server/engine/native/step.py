@@ -74,11 +74,18 @@ class DeviceStep:
     def compute(self, plan: StepPlan) -> StepOutput:
         """Launches (on a CPU: does) everything of `plan`."""
         failures: dict[int, str] = {}
+        # Not contained: others would find the wrong content. It needs no memory either.
+        self._decoder.cache.move(plan.moves)
+        for seat in plan.reseated:
+            if seat.more:
+                self._decoder.cache.extend(seat.slot, seat.blocks)
+            else:
+                self._decoder.cache.admit(seat.slot, seat.blocks, seat.reused)
         for admission in plan.admitted:
             self._broken.discard(admission.slot)
             with self._contained("admission", (admission.slot,), failures):
                 self._last_tokens[admission.slot] = NOTHING
-                self._decoder.cache.admit(admission.slot, admission.blocks)
+                self._decoder.cache.admit(admission.slot, admission.blocks, admission.reused)
                 self._decoder.begin(admission.slot, len(admission.prompt))
                 if self._history is not None:
                     self._history.admit(admission.slot, self._to_device(admission.prompt))

@@ -44,9 +44,13 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
         samples += [(row.slot, row.position + 1) for row in decode]
         return StepPlan(0, admitted, decode, chunks, tuple(samples), needs_of([sampling]))
 
-    count = limits.slot_blocks
+    count, apart, most = limits.blocks_for(limits.context), limits.slot_blocks, limits.slots
+    if limits.pool_blocks is not None:
+        # Where the pool has not room for all, several use the same blocks: nothing is read from them later.
+        apart, most = count, limits.pool_blocks // count
+    starts = {slot: min(slot, most - 1) * apart for slot in (0, *others)}
     admitted = tuple(
-        Admission(slot, sampling, [0], blocks=tuple(range(slot * count, (slot + 1) * count))) for slot in (0, *others)
+        Admission(slot, sampling, [0], blocks=tuple(range(start, start + count))) for slot, start in starts.items()
     )
     plans = [plan((*(Chunk(slot, 0, [0], True) for slot in others), chunk), (), admitted)]
     if others:
