@@ -16,6 +16,7 @@ from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.grammar import Grammars
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.resources import (
@@ -53,11 +54,13 @@ class NativeEngine:
         self.overlapped = spec.overlapped
         """Which loop `serve` runs."""
         self._step, self._limits, self._device = step, limits, device
+        self._folder = Path(spec.path)
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
         """Runs requests until a `Stop` arrives."""
-        scheduler = Scheduler(self._limits, self._on_admit)
+        grammars = Grammars(self._folder, self._limits.vocabulary)
+        scheduler = Scheduler(self._limits, self._on_admit, compile=grammars.begin)
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
@@ -69,6 +72,7 @@ class NativeEngine:
                 loop.run_overlapped()
         finally:
             executor.close()
+            grammars.close()
 
     def _executor(self) -> Executor:
         if self._device.type == "cuda":
