@@ -17,6 +17,7 @@ from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import choose_dtype, choose_threads, stored_dtype, time_threads
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.grammar import Grammars
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
@@ -60,11 +61,13 @@ class NativeEngine:
         self.reuse = limits.reuse
         """Whether `serve` keeps blocks for later requests."""
         self._step, self._limits, self._device = step, limits, device
+        self._folder = Path(spec.path)
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
         """Runs requests until a `Stop` arrives."""
-        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit)
+        grammars = Grammars(self._folder, self._limits.vocabulary)
+        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit, compile=grammars.begin)
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
@@ -76,6 +79,7 @@ class NativeEngine:
                 loop.run_overlapped()
         finally:
             executor.close()
+            grammars.close()
 
     def _executor(self) -> Executor:
         if self._device.type == "cuda":

@@ -17,7 +17,6 @@ import torch
 from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.model import Model
-from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
 from tandem_server.engine.native.sampler import Sampler
 
@@ -100,7 +99,7 @@ class DeviceStep:
         if decoding:
             with self._contained("decode step", [row.slot for row in decoding], failures):
                 decoded = self._decode({row.slot: row.position + 1 for row in decoding})
-                if plan.chunks:
+                if plan.chunks or plan.late:
                     hidden[: len(decoded)] = decoded
                 else:
                     hidden = decoded
@@ -115,7 +114,7 @@ class DeviceStep:
         output = StepOutput([], self._last_tokens[:0], None, None, failures, sampling)
         if samples:
             with self._contained("sampling", [slot for slot, _ in samples], failures):
-                output = self._sample(samples, plan.needs, hidden, output)
+                output = self._sample(samples, plan, hidden, output)
         return output
 
     def _now(self) -> Any:
@@ -159,7 +158,7 @@ class DeviceStep:
         return self._decoder.decode(tokens, on_device[1], on_device[2], lengths)
 
     def _sample(
-        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, empty: StepOutput
+        self, samples: list[tuple[int, int]], plan: StepPlan, hidden: torch.Tensor, empty: StepOutput
     ) -> StepOutput:
         rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
         taken, positions = [0] * rows, [0] * rows
@@ -167,7 +166,10 @@ class DeviceStep:
             taken[slot], positions[slot] = 1, position
         on_device = self._to_device([taken, positions])
         is_taken = on_device[0].bool()
-        sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
+        logits = self._decoder.head(hidden[:rows])
+        if plan.masks:
+            logits = masked(logits, plan.masks)
+        sampled = self._sampler.sample(logits, is_taken, on_device[1], plan.needs)
         self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
         if self._history is not None:
             self._history.record(is_taken, on_device[1], sampled.tokens)
@@ -180,3 +182,16 @@ class DeviceStep:
         if self._decoder.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._decoder.device, non_blocking=True)
+
+
+def masked(logits: torch.Tensor, masks: dict[int, bytes]) -> torch.Tensor:
+    """`logits` float32 `[rows, vocabulary]` with minus infinity where a slot's mask has no bit; see `Grammar.mask`."""
+    rows, vocabulary = logits.shape
+    words = torch.full((rows, -(-vocabulary // 32)), -1, dtype=torch.int32)
+    for slot, mask in masks.items():
+        words[slot] = torch.frombuffer(bytearray(mask), dtype=torch.int32)
+    if logits.device.type != "cpu":
+        words = words.pin_memory().to(logits.device, non_blocking=True)
+    places = torch.arange(32, dtype=torch.int32, device=logits.device)
+    possible = ((words[..., None] >> places) & 1).view(rows, -1)[:, :vocabulary].bool()
+    return logits.masked_fill(~possible, float("-inf"))
