@@ -100,7 +100,7 @@ def _encode_all(ask: EmbedAsk, loaded: Loaded, checkpoint: Checkpoint) -> list[l
     out: list[list[int]] = []
     for index, text in enumerate(ask.inputs):
         if isinstance(text, str):
-            ids, full = checkpoint.tokenizer.encode_input(text, limit)
+            ids, full = checkpoint.tokenizer.encode_input(checkpoint.input_prompt + text, limit)
         else:
             check_tokens(text, checkpoint, "input")
             ids, full = text[:limit], len(text)

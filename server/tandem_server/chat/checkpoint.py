@@ -37,6 +37,8 @@ class Checkpoint:
     """What `generation_config.json` proposes: temperature, top_k, top_p, repetition_penalty."""
     input_limit: int | None = None
     """Embedding models: tokens of one input, where the checkpoint sets fewer than its positions."""
+    input_prompt: str = ""
+    """Embedding models: what the checkpoint wants put before every text."""
     weight_file_bytes: int = 0
     stamp: tuple[tuple[str, int, int], ...] = ()
     """Name, bytes and time of change (nanoseconds) of each file that it was read from."""
@@ -84,6 +86,7 @@ def read_checkpoint(folder: Path, known: Checkpoint | None = None) -> Checkpoint
         begin_token=tokenizer.token_id(_token_text(settings, "bos_token")),
         sampling=_proposed_sampling(generation),
         input_limit=limit if isinstance(limit, int) and limit > 0 else None,
+        input_prompt=_input_prompt(_read_json(folder / "config_sentence_transformers.json")),
         weight_file_bytes=sum(size for name, size, _ in stamp if name.endswith(".safetensors")),
         stamp=stamp,
     )
@@ -113,6 +116,15 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return value
+
+
+def _input_prompt(settings: dict[str, Any]) -> str:
+    """The prompt that Sentence-Transformers uses where the caller names none."""
+    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if name and not isinstance(prompt, str):
+        raise CheckpointError(f"config_sentence_transformers.json has no prompt {name!r}, which default_prompt_name is")
+    return prompt or ""
 
 
 def _token_text(settings: dict[str, Any], key: str) -> str:

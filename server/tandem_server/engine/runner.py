@@ -15,9 +15,10 @@ import zmq
 
 from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
-from tandem_server.engine.native.config import DECODERS, architecture_of, read_json
+from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json
 from tandem_server.engine.native.encoder import load_encoder
 from tandem_server.engine.native.engine import load_generator
+from tandem_server.engine.native.pooling import is_sentence_model
 from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, ToRunner, decode_to_runner, encode
 
 PARENT_PIPE = lifeline.PARENT_PIPE
@@ -107,13 +108,13 @@ def load(spec: RunnerSpec, link: SocketLink) -> Engine:
     """The engine for the checkpoint's kind. Raises LoadError."""
     if not Path(spec.path).is_dir():
         raise LoadError(f"{spec.path} is no folder; point the source at a checkpoint's folder")
-    architecture = architecture_of(read_json(Path(spec.path) / "config.json"))
-    makes_text = architecture in DECODERS
-    if spec.task not in ("Auto", "Generate" if makes_text else "Embed"):
-        made_for = "text (task Generate)" if makes_text else "embeddings (task Embed)"
-        raise LoadError(f"task {spec.task} was asked for, but {architecture} makes {made_for}")
     report = _progress(link)
-    return load_generator(spec, report) if makes_text else load_encoder(spec, report)
+    folder = Path(spec.path)
+    architecture = architecture_of(read_json(folder / "config.json"))
+    embeds = architecture in ENCODERS or is_sentence_model(folder)
+    if spec.task == "Embed" or (spec.task == "Auto" and embeds):
+        return load_encoder(spec, report)
+    return load_generator(spec, report)
 
 
 def _progress(link: SocketLink) -> Callable[[str, int, int], None]:

@@ -56,15 +56,15 @@ def make_checkpoint(tmp_path_factory):
     def make(architecture: str, shard: str | None = None, dtype: str = "float32", **overrides) -> Path:
         key = repr((architecture, shard, dtype, sorted(overrides.items(), key=str)))
         if key not in made:
-            name = architecture.removesuffix("ForCausalLM").removesuffix("Model")
-            config = getattr(transformers, f"{name}Config")(**{**SMALL, **overrides})
+            model_class = getattr(transformers, architecture)
+            config = model_class.config_class(**{**SMALL, **overrides})
             torch.manual_seed(len(made))
-            model = getattr(transformers, architecture)(config).to(getattr(torch, dtype))
+            model = model_class(config).to(getattr(torch, dtype))
             with torch.no_grad():
                 for parameter_name, parameter in model.named_parameters():
                     if parameter_name.endswith(("bias", "norm.weight")):
                         parameter.add_(torch.randn_like(parameter) * 0.1)
-            made[key] = tmp_path_factory.mktemp(name)
+            made[key] = tmp_path_factory.mktemp(architecture)
             model.save_pretrained(made[key], **({"max_shard_size": shard} if shard else {}))
         return made[key]
 

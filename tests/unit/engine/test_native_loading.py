@@ -117,6 +117,37 @@ def test_pickle_only_checkpoint_is_refused_unread(make_checkpoint, tmp_path):
         load(tmp_path)
 
 
+def test_a_gguf_file_names_the_engine_that_reads_it(make_checkpoint, tmp_path):
+    shutil.copy(make_checkpoint("LlamaForCausalLM") / "config.json", tmp_path)
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LoadError, match=r"carries model-q4\.gguf; .*set engine: VLLM"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "name"),
+    [
+        ("Phi3ForCausalLM", {}, "model.layers.1.mlp.gate_up_proj.weight"),
+        ("Gemma2ForCausalLM", {"head_dim": 16}, "model.layers.0.post_feedforward_layernorm.weight"),
+        ("MixtralForCausalLM", {}, "model.layers.0.block_sparse_moe.experts.7.w3.weight"),
+        ("GptOssForCausalLM", {"num_local_experts": 4}, "model.layers.1.self_attn.sinks"),
+    ],
+)
+def test_every_tensor_of_a_family_is_needed_and_counted(architecture, overrides, name, make_checkpoint, tmp_path):
+    source = make_checkpoint(architecture, **overrides)
+    tensors = load_file(source / "model.safetensors")
+    loaded = load(source)[0].loaded
+    count = sum(tensor.numel() for tensor in tensors.values())
+    table = tensors["model.embed_tokens.weight"].numel() if architecture == "Gemma2ForCausalLM" else 0
+    assert (loaded.parameters, loaded.weight_bytes) == (count, 4 * (count + table)), "a tied table is held twice"
+    folder = tmp_path / "changed"
+    shutil.copytree(source, folder)
+    tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(LoadError, match=f"tensor {name} is missing"):
+        load(folder)
+
+
 def test_missing_shard_and_cut_off_file(make_checkpoint, tmp_path):
     folder = tmp_path / "cut"
     shutil.copytree(make_checkpoint("LlamaForCausalLM", shard="60KB"), folder)

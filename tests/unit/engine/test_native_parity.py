@@ -16,31 +16,94 @@ from tandem_server.engine.native.weights import load_decoder
 
 pytestmark = pytest.mark.torch
 
+ORIGINAL = 256
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
+    "original_max_position_embeddings": ORIGINAL,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 2000,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.5, 2.5, 4.0, 8.0],
+}
+GEMMA3_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+TYPES = ["sliding_attention", "full_attention"]
+SPARSE = {"num_local_experts": 6, "num_experts_per_tok": 2}
+
+
+def rope(**parameters) -> dict[str, object]:
+    return {"rope_parameters": parameters}
+
+
 CASES = {
     "llama": ("LlamaForCausalLM", {}),
-    "llama-linear": (
+    "llama-linear": ("LlamaForCausalLM", rope(rope_type="linear", rope_theta=1e4, factor=4.0)),
+    "llama-llama3": ("LlamaForCausalLM", rope(**LLAMA3)),
+    "llama-dynamic": ("LlamaForCausalLM", rope(rope_type="dynamic", rope_theta=1e4, factor=4.0)),
+    "llama-yarn": ("LlamaForCausalLM", rope(**YARN)),
+    "llama-yarn-mscale": (
         "LlamaForCausalLM",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        rope(**YARN, truncate=False, beta_fast=20.0, beta_slow=2.0, mscale=1.2, mscale_all_dim=0.7),
     ),
-    "llama-llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "llama-biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama-one-kv-head": ("LlamaForCausalLM", {"num_key_value_heads": 1, "head_dim": 32}),
     "llama-sharded": ("LlamaForCausalLM", {"shard": "60KB"}),
     "mistral": ("MistralForCausalLM", {"sliding_window": None, "head_dim": 16}),
-    "mistral-window": ("MistralForCausalLM", {"sliding_window": 2048}),
+    "mistral-window": ("MistralForCausalLM", {"sliding_window": 40}),
     "qwen2": ("Qwen2ForCausalLM", {}),
-    "qwen2-tied": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
-    "qwen3-tied-biases": ("Qwen3ForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 16}),
+    "qwen3-window-biases": (
+        "Qwen3ForCausalLM",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "layer_types": TYPES,
+            "attention_bias": True,
+            "head_dim": 16,
+        },
+    ),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 40}),
+    "phi3-partial": ("Phi3ForCausalLM", rope(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)),
+    "phi3-longrope": (
+        "Phi3ForCausalLM",
+        {"original_max_position_embeddings": 2000, **rope(**LONGROPE, partial_rotary_factor=0.5)},
+    ),
+    "gemma2": ("Gemma2ForCausalLM", {"sliding_window": 40, "head_dim": 16, "query_pre_attn_scalar": 24}),
+    "gemma2-tight-caps": (
+        "Gemma2ForCausalLM",
+        {"sliding_window": 40, "head_dim": 16, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5},
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {"sliding_window": 40, "head_dim": 16, "layer_types": TYPES, "rope_parameters": GEMMA3_ROPES},
+    ),
+    "mixtral": ("MixtralForCausalLM", SPARSE),
+    "mixtral-window": ("MixtralForCausalLM", {"sliding_window": 40, "num_local_experts": 3, "num_experts_per_tok": 3}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "qwen3-moe-some-dense": (
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
+    ),
+    "gpt-oss": ("GptOssForCausalLM", {"head_dim": 16, "sliding_window": 40, "layer_types": TYPES, **SPARSE}),
+    "gpt-oss-clamped": ("GptOssForCausalLM", {"head_dim": 16, "swiglu_limit": 0.3, **SPARSE}),
 }
 
 
@@ -69,6 +132,11 @@ def prefill(decoder: Decoder, slot: int, tokens: list[int], chunk: int) -> torch
     return decoder.head(hidden)[0]
 
 
+def library_model(folder: Path):
+    """transformers' own, with the attention that knows caps and sinks."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_same_logits_and_greedy_tokens_as_transformers(case, make_checkpoint):
@@ -76,22 +144,55 @@ def test_same_logits_and_greedy_tokens_as_transformers(case, make_checkpoint):
     folder = make_checkpoint(architecture, **overrides)
     if case == "llama-sharded":
         assert len(list(folder.glob("*.safetensors"))) > 1
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = library_model(folder)
     decoder = open_decoder(folder)
-    prompts = [[5, 9, 33, 7], list(range(3, 150)), [11]]
-    for slot, prompt in enumerate(prompts):
-        logits = prefill(decoder, slot, prompt, 64)
-        wanted = reference(torch.tensor([prompt])).logits[0, -1]
-        assert (logits - wanted).abs().max() <= 1e-4
-    answers: list[list[int]] = [[int(prefill(decoder, slot, p, 64).argmax())] for slot, p in enumerate(prompts)]
+    prompts = [[5, 9, 33, 7], [(i * 37) % 150 + 3 for i in range(150)], [11]]
+    rows = [[prefill(decoder, slot, prompt, 64)] for slot, prompt in enumerate(prompts)]
+    answers = [[int(logits[0].argmax())] for logits in rows]
     for _ in range(12):
         lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
         logits = decoder.head(decode(decoder, [a[-1] for a in answers], lengths))
-        for slot, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            wanted = reference(torch.tensor([prompt + answer])).logits[0, -1]
-            assert (logits[slot] - wanted).abs().max() <= 1e-4
+        for slot, answer in enumerate(answers):
+            rows[slot].append(logits[slot])
             answer.append(int(logits[slot].argmax()))
+    for prompt, answer, own in zip(prompts, answers, rows, strict=True):
+        wanted = reference(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        assert (torch.stack(own) - wanted).abs().max() <= 1e-4
+        assert wanted.argmax(-1).tolist() == answer
     assert len({tuple(answer) for answer in answers}) == 3, "the three prompts must not all give the same answer"
+
+
+WINDOWED = {
+    "mistral": ("MistralForCausalLM", {"sliding_window": 100}),
+    "gemma2": ("Gemma2ForCausalLM", {"sliding_window": 100, "head_dim": 16}),
+    "gpt-oss": ("GptOssForCausalLM", {"sliding_window": 100, "head_dim": 16, **SPARSE}),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWED)
+@torch.inference_mode()
+def test_windows_over_several_spans(case, make_checkpoint, monkeypatch):
+    """Long sequences, whole spans of which no window sees, beside short ones: in every order of reading."""
+    folder = make_checkpoint(WINDOWED[case][0], **WINDOWED[case][1])
+    decoder, fragmented = open_decoder(folder, slots=4), open_decoder(folder, slots=4, fragmented=True)
+    decoder.prove_span()
+    fragmented.prove_span()
+    prompt = [(i * 37) % 150 + 3 for i in range(900)]
+    reference = library_model(folder)(torch.tensor([[*prompt, 4]])).logits[0]
+    for lengths in ([900, 700, 650, 800], [900, 3, 0, 600]):
+        results = []
+        for one in (decoder, fragmented):
+            for slot, length in enumerate(lengths):
+                if length:
+                    logits = prefill(one, slot, prompt[:length], 256)
+                    assert (logits - reference[length - 1]).abs().max() <= 1e-4
+            for uneven in (0, 1000):
+                monkeypatch.setattr("tandem_server.engine.native.attention.UNEVEN", uneven)
+                results.append(decode(one, [4] * 4, [n + 1 if n else 0 for n in lengths]))
+        taking_part = [slot for slot, length in enumerate(lengths) if length]
+        for result in results:
+            assert torch.equal(result[taking_part], results[0][taking_part])
+        assert (decoder.head(results[0])[0] - reference[900]).abs().max() <= 1e-4
 
 
 @torch.inference_mode()
@@ -107,14 +208,14 @@ def test_chunked_prefill_equals_prefill_at_once(make_checkpoint):
 def test_slots_beyond_one_span_and_uneven_lengths(make_checkpoint, monkeypatch):
     """A long sequence beside short ones is attended to apart: bit for bit the same as together."""
     folder = make_checkpoint("LlamaForCausalLM")
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = library_model(folder)
     decoder = open_decoder(folder, slots=4)
     prompt = [(i * 37) % 150 + 3 for i in range(900)]
     for slot, prompt_length in enumerate((900, 3, 5, 7)):
         prefill(decoder, slot, prompt[:prompt_length], 256)
     tokens, lengths = [4, 4, 4, 4], [901, 4, 6, 8]
     uneven = decode(decoder, tokens, lengths)
-    monkeypatch.setattr("tandem_server.engine.native.decoder.UNEVEN", 1000)
+    monkeypatch.setattr("tandem_server.engine.native.attention.UNEVEN", 1000)
     together = decode(decoder, tokens, lengths)
     assert torch.equal(uneven, together)
     wanted = reference(torch.tensor([[*prompt, 4]])).logits[0, -1]
@@ -142,7 +243,7 @@ def test_where_the_blocks_lie_changes_no_bit(make_checkpoint, monkeypatch):
             for step in range(1, 4):
                 rows.append(decode(decoder, [4, 5, 6, 7], [n + step if n else 0 for n in lengths])[:busy])
             with monkeypatch.context() as patch:
-                patch.setattr("tandem_server.engine.native.decoder.UNEVEN", 0)
+                patch.setattr("tandem_server.engine.native.attention.UNEVEN", 0)
                 rows.append(decode(decoder, [4, 5, 6, 7], [n + 4 if n else 0 for n in lengths])[:busy])
             results.append(rows)
         for other in results[1:]:

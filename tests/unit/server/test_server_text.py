@@ -17,6 +17,8 @@ from tandem_server.chat.prompt import fitting_chat_prompt
 from tandem_server.chat.stops import StopStrings
 from tandem_server.chat.template import ChatTemplate, TemplateError
 from tandem_server.chat.tokenizer import Tokenizer
+from tandem_server.embedding import EmbedAsk, _encode_all
+from tandem_server.engine.wire import Loaded
 
 BYTE_LEVEL = byte_level_tokenizer()
 
@@ -217,3 +219,18 @@ def test_a_checkpoint_is_read_again_only_where_a_file_changed(make_model):
     assert second is not first
     assert second.sampling == {"temperature": 0.3}
     assert read_checkpoint(folder, second) is second
+
+
+def test_the_default_prompt_stands_before_every_text_to_embed(make_model):
+    folder = make_model().folder
+    settings = folder / "config_sentence_transformers.json"
+    settings.write_text('{"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": null}')
+    assert read_checkpoint(folder).input_prompt == ""
+    settings.write_text('{"prompts": {"query": "query: "}, "default_prompt_name": "query"}')
+    checkpoint = read_checkpoint(folder)
+    loaded = Loaded("Embed", "Fake", 1, 1, 0, 0, "CPU", "CPU", "float32", 1, 99, 99, "", 8, "")
+    ids = _encode_all(EmbedAsk("openai", ["hello", [5, 6]], False), loaded, checkpoint)
+    assert ids == [checkpoint.tokenizer.encode_input("query: hello", None)[0], [5, 6]]
+    settings.write_text('{"prompts": {}, "default_prompt_name": "query"}')
+    with pytest.raises(CheckpointError, match="no prompt 'query'"):
+        read_checkpoint(folder)

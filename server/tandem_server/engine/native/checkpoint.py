@@ -53,7 +53,10 @@ class Checkpoint:
                 f"config.json calls for {list(shape)}"
             )
         if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise LoadError(f"tensor {name} is of type {tensor.dtype}; quantised weights are not supported")
+            raise LoadError(
+                f"tensor {name} is of type {tensor.dtype}; quantised weights are not supported; "
+                "use the unquantised checkpoint, or set engine: VLLM"
+            )
         self._used.add(name)
         self._done += tensor.nbytes
         self._report("reading weights", min(self._done, self.total_bytes), self.total_bytes)
@@ -102,6 +105,11 @@ def _locate(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE).is_file():
         return dict.fromkeys(_sizes(folder / SINGLE), folder / SINGLE)
     others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx"))
+    if any(name.endswith(".gguf") for name in others):
+        raise LoadError(
+            f"{folder} carries {next(name for name in others if name.endswith('.gguf'))}; the native engine reads "
+            "safetensors only: use the safetensors checkpoint, or set engine: VLLM"
+        )
     if others:
         raise LoadError(
             f"{folder} carries {others[0]} but no {SINGLE}; only safetensors are read, because pickle files "

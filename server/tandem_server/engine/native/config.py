@@ -1,6 +1,6 @@
 """Reads a checkpoint's `config.json` into the few numbers that the fused decoder is built from.
 
-First step of a load. Understands the classic keys (`rope_theta`, `rope_scaling`) and the newer `rope_parameters`.
+First step of a load. `families.py` says how architectures differ, `rope_config.py` reads the positions.
 Whatever the decoder would compute wrongly is refused here by name, never approximated.
 """
 
@@ -10,21 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.families import DEFAULTS, FAMILIES, Family
+from tandem_server.engine.native.rope_config import LAYER_TYPES, RopeConfig, read_ropes
 
-DECODERS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+DECODERS = tuple(FAMILIES)
 ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel", "DistilBertModel")
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+SCORES_AT_ONCE = 64
+"""Queries whose scores against all keys are held at once, where attention is not the library's (caps, sinks)."""
+_NULL_MEANS_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+class NotFused(LoadError):
+    """The fused decoder does not compute this; the text says what of it."""
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions: `kind` is default, linear or llama3; the rest as the checkpoint's keys of these names."""
+class LayerConfig:
+    """What may differ from layer to layer."""
 
-    kind: str = "default"
-    theta: float = 10_000.0
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    window: int | None
+    """A token sees so many tokens, itself included; None: all before it."""
+    rope: RopeConfig
+    sparse: bool = False
+    """Its feed-forward is a mixture of experts."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts."""
+
+    count: int
+    chosen: int
+    """Experts that each token goes through."""
+    intermediate: int
+    normalised: bool
+    """The weights of the chosen ones sum to 1."""
+    limit: float | None = None
+    """gpt-oss: gate and up are clamped to it."""
+    alpha: float = 1.0
+    """gpt-oss: slope of the gate's sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +60,51 @@ class DecoderConfig:
     vocabulary: int
     hidden: int
     intermediate: int
+    """Width of the feed-forward: the dense layers' where there are any, else one expert's."""
     layers: int
     heads: int
     kv_heads: int
     head_size: int
     context_limit: int
-    """Longest context in tokens: what the positions, or a sliding window that is not implemented, allow."""
+    """Longest context in tokens: what the positions allow."""
     norm_epsilon: float
-    rope: RopeConfig
     tied: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    qk_norm: bool
     dtype: str
     """Number format of the file: float32, bfloat16 or float16."""
-    window_limited: bool = False
-    """`context_limit` is a sliding window's length, not the positions'."""
+    layer_configs: tuple[LayerConfig, ...]
+    family: Family = FAMILIES["LlamaForCausalLM"]
+    activation: str = "silu"
+    attention_scale: float | None = None
+    """Factor of the scores; None: one over the root of the head's size."""
+    attention_cap: float | None = None
+    """Scores are squeezed into plus and minus this."""
+    logit_cap: float | None = None
+    experts: ExpertsConfig | None = None
 
     @property
     def qkv_width(self) -> int:
         """Columns of the fused query, key and value projection."""
         return (self.heads + 2 * self.kv_heads) * self.head_size
 
+    @property
+    def plain_attention(self) -> bool:
+        """Whether torch's attention computes the scores; caps and sinks it does not know."""
+        return self.attention_cap is None and not self.family.sinks
+
     def cache_bytes_per_token(self, element_bytes: int) -> int:
         """Memory of one token's keys and values over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size * element_bytes
+
+    def rope_switch(self, context: int) -> int | None:
+        """Sequences longer than this turn by other frequencies from their first token on (longrope); None: none do."""
+        lengths = [rope.original_context for rope in self._ropes() if rope.kind == "longrope"]
+        return min(lengths) if lengths and min(lengths) < context else None
+
+    def _ropes(self) -> set[RopeConfig]:
+        return {layer.rope for layer in self.layer_configs}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -77,60 +121,85 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def architecture_of(raw: dict[str, Any]) -> str:
-    """The class that the checkpoint names. Raises LoadError for one that no part of this engine computes."""
+    """The class that the checkpoint names. Raises LoadError where it names none."""
     names = raw.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else ""
-    if name not in DECODERS + ENCODERS:
-        raise LoadError(
-            f"architecture {name or '(none named in config.json)'} is not supported by the native engine; "
-            f"it computes {', '.join(DECODERS)} and, for embeddings, {', '.join(ENCODERS)}"
-        )
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise LoadError("config.json names no architecture (architectures)")
+    return names[0]
+
+
+def refuse_quantised(raw: dict[str, Any]) -> None:
+    """Raises LoadError where `config.json` says that the weights are quantised."""
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unnamed")
         raise LoadError(
-            f"the weights are quantised ({method}); the native engine computes float32, bfloat16 and float16 only: "
-            "use the unquantised checkpoint"
+            f"the weights are quantised ({method}); the native engine reads float32, bfloat16 and float16 only: "
+            "use the unquantised checkpoint, or set engine: VLLM"
         )
-    return str(name)
 
 
 def read_decoder_config(folder: Path) -> DecoderConfig:
-    """The decoder that `folder/config.json` describes. Raises LoadError for anything it cannot compute exactly."""
+    """The decoder that `folder/config.json` describes.
+
+    Raises:
+        NotFused: the fused decoder does not compute such a model, though another way might.
+        LoadError: a number is missing or impossible, or the weights are quantised.
+    """
     raw = read_json(folder / "config.json")
     architecture = architecture_of(raw)
-    if architecture not in DECODERS:
+    if architecture in ENCODERS:
         raise LoadError(f"{architecture} makes embeddings, not text: set task to Embed or Auto")
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise LoadError(f"hidden_act {activation} is not supported; silu is")
+    refuse_quantised(raw)
+    if architecture not in DECODERS:
+        raise NotFused(f"{architecture} has no fused decoder")
+    family = FAMILIES[architecture]
+    raw = _with_defaults(raw, family)
+    if raw.get("use_bidirectional_attention"):
+        raise LoadError("config.json: use_bidirectional_attention is set, which is for embeddings: set task to Embed")
+    activation = str(raw[family.activation])
+    if activation not in ACTIVATIONS:
+        raise NotFused(f"{family.activation} {activation} is not supported; {', '.join(ACTIVATIONS)} are")
     heads = _positive(raw, "num_attention_heads")
     kv_heads = _positive(raw, "num_key_value_heads", heads)
     hidden = _positive(raw, "hidden_size")
     if heads % kv_heads:
         raise LoadError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
-    positions = _positive(raw, "max_position_embeddings", 2048)
-    window = _window(raw, architecture)
-    attention_bias = bool(raw.get("attention_bias", False)) and architecture != "MistralForCausalLM"
+    head_size = _positive(raw, "head_dim", hidden // heads)
+    positions = _positive(raw, "max_position_embeddings")
+    layers = _layers(raw, family, positions, head_size)
+    experts = _experts(raw, family)
+    dense = experts is None or not all(layer.sparse for layer in layers)
+    scalar = raw.get("query_pre_attn_scalar")
     return DecoderConfig(
         architecture=architecture,
         vocabulary=_positive(raw, "vocab_size"),
         hidden=hidden,
-        intermediate=_positive(raw, "intermediate_size"),
-        layers=_positive(raw, "num_hidden_layers"),
+        intermediate=_positive(raw, "intermediate_size") if dense or experts is None else experts.intermediate,
+        layers=len(layers),
         heads=heads,
         kv_heads=kv_heads,
-        head_size=_positive(raw, "head_dim", hidden // heads),
-        context_limit=min(positions, window or positions),
-        norm_epsilon=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=_rope(raw),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=attention_bias or architecture == "Qwen2ForCausalLM",
-        output_bias=attention_bias and architecture != "Qwen2ForCausalLM",
-        mlp_bias=bool(raw.get("mlp_bias", False)) and architecture == "LlamaForCausalLM",
-        qk_norm=architecture == "Qwen3ForCausalLM",
+        head_size=head_size,
+        context_limit=max(_reach(layer.rope, positions) for layer in layers),
+        norm_epsilon=float(raw["rms_norm_eps"]),
+        tied=bool(raw["tie_word_embeddings"]),
+        qkv_bias=_bias(raw, family.qkv_bias),
+        output_bias=_bias(raw, family.output_bias),
+        mlp_bias=_bias(raw, family.mlp_bias),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-        window_limited=window is not None and window < positions,
+        layer_configs=layers,
+        family=family,
+        activation=ACTIVATIONS[activation],
+        attention_scale=float(scalar) ** -0.5 if scalar else None,
+        attention_cap=_cap(raw, "attn_logit_softcapping"),
+        logit_cap=_cap(raw, "final_logit_softcapping"),
+        experts=experts,
     )
+
+
+def _with_defaults(raw: dict[str, Any], family: Family) -> dict[str, Any]:
+    """`raw` with the architecture's defaults; null is as good as absent, but where it says that there is none."""
+    said = {key: value for key, value in raw.items() if value is not None or key in _NULL_MEANS_NONE}
+    return {**DEFAULTS, **family.defaults, **said}
 
 
 def _positive(raw: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -142,39 +211,77 @@ def _positive(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
-def _window(raw: dict[str, Any], architecture: str) -> int | None:
-    """Length of a sliding window that is in force, or None."""
+def _bias(raw: dict[str, Any], rule: bool | str) -> bool:
+    return bool(raw.get(rule, False)) if isinstance(rule, str) else rule
+
+
+def _cap(raw: dict[str, Any], key: str) -> float | None:
+    value = raw.get(key)
+    return float(value) if value else None
+
+
+def _reach(rope: RopeConfig, positions: int) -> int:
+    """Longest context: yarn's configurations tell its factor and often leave the positions at what was before it."""
+    return max(positions, int(rope.original_context * rope.factor)) if rope.kind == "yarn" else positions
+
+
+def _layers(raw: dict[str, Any], family: Family, positions: int, head_size: int) -> tuple[LayerConfig, ...]:
+    count = _positive(raw, "num_hidden_layers")
+    full, local = read_ropes(raw, positions, family.local_rope)
+    for rope in (full, local):
+        rotated = rope.rotated_size(head_size)
+        if rotated < 2 or rotated % 2 or rope.rotated > 1:
+            raise LoadError(f"partial_rotary_factor {rope.rotated} of heads of {head_size} is no even number of them")
+        for factors in (rope.short_factors, rope.long_factors):
+            if rope.kind == "longrope" and len(factors) != rotated // 2:
+                raise LoadError(f"longrope has {len(factors)} factors, heads that turn {rotated} need {rotated // 2}")
+    types = _layer_types(raw, family, count)
     window = raw.get("sliding_window")
-    if not isinstance(window, int) or window < 1:
-        return None
-    if architecture.startswith("Qwen") and not raw.get("use_sliding_window", False):
-        return None
-    if architecture == "LlamaForCausalLM":
-        return None
-    return window
+    if not isinstance(window, int) or window < 1 or (family.window_switch and not raw["use_sliding_window"]):
+        window = None
+    sparse = _sparse_layers(raw, family, count)
+    return tuple(
+        LayerConfig(window, local, is_sparse) if kind == "sliding_attention" else LayerConfig(None, full, is_sparse)
+        for kind, is_sparse in zip(types, sparse, strict=True)
+    )
 
 
-def _rope(raw: dict[str, Any]) -> RopeConfig:
-    scaling: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-    if float(scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise LoadError("partial_rotary_factor other than 1 is not supported")
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind not in ("linear", "llama3"):
-        raise LoadError(f"rope type {kind} is not supported; default, linear and llama3 are")
-    try:
-        factor = float(scaling["factor"])
-        if kind == "linear":
-            return RopeConfig("linear", theta, factor)
-        return RopeConfig(
-            "llama3",
-            theta,
-            factor,
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise LoadError(f"config.json: rope type {kind} needs {error}") from None
+def _layer_types(raw: dict[str, Any], family: Family, count: int) -> list[str]:
+    """ "full_attention" or "sliding_attention" for each layer."""
+    if family.windows != "typed":
+        return ["sliding_attention" if family.windows == "all" else "full_attention"] * count
+    types = raw.get("layer_types")
+    if types is None:
+        first, pattern = raw["max_window_layers"], raw.get("sliding_window_pattern")
+        sliding = [(i + 1) % pattern != 0 if pattern else i >= first for i in range(count)]
+        return ["sliding_attention" if slides else "full_attention" for slides in sliding]
+    if not isinstance(types, list) or len(types) != count:
+        raise LoadError(f"config.json: layer_types must name each of the {count} layers")
+    unknown = sorted({str(kind) for kind in types} - set(LAYER_TYPES))
+    if unknown:
+        raise NotFused(f"config.json: layer_types names {unknown[0]}, which is not supported")
+    return types
+
+
+def _sparse_layers(raw: dict[str, Any], family: Family, count: int) -> list[bool]:
+    if family.experts is None:
+        return [False] * count
+    dense, every = raw.get("mlp_only_layers") or [], int(raw.get("decoder_sparse_step") or 1)
+    return [index not in dense and (index + 1) % every == 0 for index in range(count)]
+
+
+def _experts(raw: dict[str, Any], family: Family) -> ExpertsConfig | None:
+    if family.experts is None:
+        return None
+    given = "num_local_experts" if "num_local_experts" in raw else "num_experts"
+    count, chosen = _positive(raw, given), _positive(raw, "num_experts_per_tok")
+    if chosen > count:
+        raise LoadError(f"config.json: num_experts_per_tok {chosen} is more than the {count} experts")
+    return ExpertsConfig(
+        count=count,
+        chosen=chosen,
+        intermediate=_positive(raw, "moe_intermediate_size", raw.get("intermediate_size")),
+        normalised=bool(raw["norm_topk_prob"]),
+        limit=float(raw["swiglu_limit"]) if family.clamped else None,
+        alpha=float(raw["swiglu_alpha"]) if family.clamped else 1.0,
+    )

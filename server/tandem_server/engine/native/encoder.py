@@ -1,4 +1,4 @@
-"""Sentence embeddings: a BERT-style encoder of the transformers library, pooled and normalised.
+"""Sentence embeddings: an encoder, or a decoder, of the transformers library, pooled and normalised.
 
 The embedding models' engine: requests are served one after the other in order of arrival, each in batches of inputs
 of like length. Weights come from safetensors only, and no code of the checkpoint is ever run.
@@ -14,10 +14,10 @@ import torch
 
 from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
-from tandem_server.engine.native.config import architecture_of, read_json
-from tandem_server.engine.native.dtype import NAMES
+from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json, refuse_quantised
+from tandem_server.engine.native.dtype import FILE_NAMES, NAMES
 from tandem_server.engine.native.engine import DEFAULT_SLOTS, open_device
-from tandem_server.engine.native.pooling import PoolingConfig, pool, read_pooling
+from tandem_server.engine.native.pooling import SentenceHead, is_sentence_model, read_pooling
 from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
 from tandem_server.engine.wire import (
     Abort,
@@ -37,16 +37,18 @@ log = logging.getLogger("tandem.runner")
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward: bounds the memory that a request of many inputs takes."""
-TASK_HEADS = ("pooler.",)
-"""Parts of a checkpoint, or of the library's class, that pooled embeddings do not use."""
+POOLER = "pooler."
+"""Part of a checkpoint, or of the library's class, that pooled embeddings do not use."""
+TASK_HEADS = (POOLER, "lm_head.", "cls.", "classifier.", "qa_outputs.", "vocab_transform.", "vocab_projector.")
+"""Parts of a checkpoint that were trained for something else."""
 
 
 class EmbeddingEngine:
     """One resident encoder."""
 
-    def __init__(self, model: Any, pooling: PoolingConfig, loaded: Loaded, vocabulary: int) -> None:
+    def __init__(self, model: Any, head: SentenceHead, loaded: Loaded, vocabulary: int) -> None:
         self.loaded = loaded
-        self._model, self._pooling, self._vocabulary = model, pooling, vocabulary
+        self._model, self._head, self._vocabulary = model, head, vocabulary
         self._device = next(model.parameters()).device
         self._queue: deque[Embed] = deque()
         self._forwards = 0
@@ -112,7 +114,7 @@ class EmbeddingEngine:
             mask = torch.tensor([[1] * len(inputs[i]) + [0] * (longest - len(inputs[i])) for i in batch])
             tokens, mask = tokens.to(self._device), mask.to(self._device)
             states = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
-            vectors[torch.tensor(batch)] = pool(states, mask, self._pooling.kind).cpu()
+            vectors[torch.tensor(batch)] = self._head(states, mask).cpu()
             self._forwards += 1
         self._inputs += len(inputs)
         return vectors
@@ -134,18 +136,27 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
     folder = Path(spec.path)
     raw = read_json(folder / "config.json")
     architecture = architecture_of(raw)
+    refuse_quantised(raw)
+    if architecture not in ENCODERS and not is_sentence_model(folder):
+        raise LoadError(
+            f"task Embed was asked for, but {architecture} makes text (task Generate): it makes embeddings where a "
+            f"modules.json says how to pool; without one {', '.join(ENCODERS)} do"
+        )
     pooling = read_pooling(folder)
     device, device_name = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
     checkpoint = Checkpoint(folder, report)
-    check_weights_fit(checkpoint.total_bytes, available_bytes(device))
+    stored = FILE_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
+    dtype = NAMES.get(spec.dtype, torch.float32 if device.type == "cpu" else stored)
+    check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored.itemsize, available_bytes(device))
     report("reading weights", 0, checkpoint.total_bytes)
-    dtype = NAMES.get(spec.dtype, torch.float32)
     model = _read_model(folder, dtype, checkpoint.names()).to(device).eval()
+    model.config.use_cache = False
+    head = SentenceHead(pooling, int(model.config.hidden_size), device)
     report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
     limit = _positions(raw, architecture)
     limit = min(limit, pooling.max_tokens or limit)
     context = min(limit, spec.context or limit)
-    parameters = list(model.parameters())
+    parameters = [*model.parameters(), *head.tensors]
     weight_bytes = sum(p.nbytes for p in parameters)
     loaded = Loaded(
         task="Embed",
@@ -161,10 +172,10 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
         context_limit=limit,
         context=context,
         context_reason=_context_reason(spec, limit),
-        embedding_size=int(model.config.hidden_size),
+        embedding_size=head.size,
         engine_reason=f"native engine: {architecture} through the transformers library, {pooling.kind} pooling",
     )
-    engine = EmbeddingEngine(model, pooling, loaded, int(model.config.vocab_size))
+    engine = EmbeddingEngine(model, head, loaded, int(model.config.vocab_size))
     engine.embed([[0, 1]])
     return engine
 
@@ -189,19 +200,26 @@ def _read_model(folder: Path, dtype: torch.dtype, names: set[str]) -> Any:
 
     library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model, info = AutoModel.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(TASK_HEADS))
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are told; they are refused below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise LoadError(f"the transformers library cannot load the model: {error}") from None
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(POOLER))
     if missing:
         raise LoadError(f"tensor {missing[0]} is missing from the checkpoint ({len(missing)} in all)")
-    mismatched = sorted(str(entry) for entry in info["mismatched_keys"])
+    mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
     if mismatched:
         raise LoadError(f"tensor {mismatched[0]} has another shape than config.json calls for")
+    left = sorted(name for name in info["unexpected_keys"] if not name.startswith(TASK_HEADS))
+    if left:
+        raise LoadError(f"the checkpoint holds tensors that its architecture does not use: {', '.join(left[:3])}")
     log.debug("%d tensors of the checkpoint are read", len(names))
     return model

@@ -12,13 +12,16 @@ import torch
 
 from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
-from tandem_server.engine.native.config import DecoderConfig, read_decoder_config
+from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
+from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
+from tandem_server.engine.native.model import Model
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -112,14 +115,21 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     """Loads a decoder with everything a step needs. Raises LoadError."""
     folder = Path(spec.path)
-    config = read_decoder_config(folder)
+    config, why = _choose_decoder(folder)
     device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
     dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None)
     before = _used(device)
     checkpoint = Checkpoint(folder, report)
     check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored_dtype(config).itemsize, available_bytes(device))
-    weights = load_decoder(checkpoint, config, dtype, device)
+    weights: DecoderWeights | LibraryWeights
+    if why is None:
+        weights = load_decoder(checkpoint, config, dtype, device)
+    else:
+        report("reading weights", 0, checkpoint.total_bytes)
+        weights = load_library(folder, config, dtype, device, checkpoint.names())
+        report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
+        config = shaped(config, weights)
     checkpoint.close()
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
     largest_step = partial(step_bytes, config, slots, chunk, dtype.itemsize)
@@ -135,10 +145,18 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     pool = fit_pool(context, slots, token_bytes, available, largest_step(context)) if spec.shared_cache else None
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     with_weights = _used(device)
-    decoder = Decoder(config, weights, slots, context, pool)
-    if device.type == "cpu":
-        decoder.prove_span()
-    sizes = _row_sizes(weights, slots, dtype, device)
+    decoder: Model
+    if isinstance(weights, DecoderWeights):
+        decoder = Decoder(config, weights, slots, context, pool)
+    elif pool is None:
+        decoder = LibraryDecoder(config, weights, slots, context)
+    else:
+        raise LoadError(
+            f"{config.architecture} goes through the transformers library, whose slots have their whole context each; "
+            "set kvCache.policy to Guaranteed"
+        )
+    decoder.prove_span()
+    sizes = _row_sizes(decoder, dtype)
     step = DeviceStep(decoder, sizes)
     limits = Limits(
         slots=slots,
@@ -149,6 +167,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         slot_blocks=decoder.cache.slot_blocks,
         span=decoder.span,
         pool_blocks=pool,
+        rewrites=decoder.switch is not None,
     )
     warm_up(step, limits, device)
     loaded = Loaded(
@@ -165,19 +184,37 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         slots=slots,
         context_limit=config.context_limit,
         context=context,
-        context_reason=reason or _window_reason(config, spec),
+        context_reason=reason,
         embedding_size=0,
-        engine_reason=f"native engine: {config.architecture} has a fused decoder; {dtype_reason}; "
-        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
+        engine_reason=f"native engine: {_way(config, decoder, why)}; {dtype_reason}; steps of "
+        f"{', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
         pool_tokens=min(slots * context, decoder.cache.scratch),
     )
     return NativeEngine(spec, loaded, step, limits, device)
 
 
-def _row_sizes(weights: DecoderWeights, slots: int, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
+def _choose_decoder(folder: Path) -> tuple[DecoderConfig, str | None]:
+    """The model's shape, and why the fused decoder does not compute it (None: it does). Raises LoadError."""
+    try:
+        return read_decoder_config(folder), None
+    except NotFused as error:
+        raw = read_json(folder / "config.json")
+        return read_library_config(folder, raw, architecture_of(raw)), str(error)
+
+
+def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
+    if not isinstance(decoder, LibraryDecoder):
+        return f"{config.architecture} has a fused decoder"
+    rows = "together" if decoder.together else "one by one"
+    return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
+
+
+def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
     """On a GPU every step computes all slots: the matrices are read once either way."""
+    if decoder.device.type != "cpu":
+        return (decoder.slots,)
     with torch.inference_mode():
-        return row_invariant_sizes(weights.linears(), slots, dtype) if device.type == "cpu" else (slots,)
+        return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
 
 
 def _pool_text(limits: Limits) -> str:
@@ -186,18 +223,14 @@ def _pool_text(limits: Limits) -> str:
     return f"; {limits.slots} slots share memory for {limits.pool_blocks * limits.block} tokens"
 
 
-def _window_reason(config: DecoderConfig, spec: RunnerSpec) -> str:
-    if config.window_limited and spec.context is None:
-        return f"the model's attention window is {config.context_limit} tokens; a longer context is not supported yet"
-    return ""
-
-
 def _used(device: torch.device) -> int:
     """Memory in use: of this process on a CPU, of the allocator on a GPU."""
     return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
 
 
-def _overhead(device: torch.device, before: int, with_weights: int, weights: DecoderWeights, decoder: Decoder) -> int:
+def _overhead(
+    device: torch.device, before: int, with_weights: int, weights: DecoderWeights | LibraryWeights, decoder: Model
+) -> int:
     """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
 
     On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.

@@ -13,7 +13,7 @@ import torch
 
 from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
-from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
 
 CGROUP = Path("/sys/fs/cgroup")
 SAMPLER_BYTES_PER_LOGIT = 64
@@ -100,9 +100,15 @@ def step_bytes(config: DecoderConfig, slots: int, chunk: int, element_bytes: int
     """
     # A row's input, its normed copy, residual and output; projections, turned and joined; gate, up and their product.
     widths = 6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate
-    # A mask is made of bools and then of numbers; attention may want a copy of the latter.
-    masks = context * (2 * element_bytes + 1)
-    return (chunk + slots) * (widths * element_bytes + masks) + slots * config.vocabulary * SAMPLER_BYTES_PER_LOGIT
+    # A mask is made of bools and then of numbers; attention may want a copy of the latter. One for each window.
+    masks = len({layer.window for layer in config.layer_configs}) * context * (2 * element_bytes + 1)
+    # Scores in float32, with a sink, as shares, and as shares in the number format.
+    scores = 0 if config.plain_attention else 4 * 4 * config.heads * min(chunk, SCORES_AT_ONCE) * context
+    return (
+        scores
+        + (chunk + slots) * (widths * element_bytes + masks)
+        + slots * config.vocabulary * SAMPLER_BYTES_PER_LOGIT
+    )
 
 
 def fit_context(

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
+from tandem_server.engine.native.model import Model
 from tandem_server.engine.native.needs import Needs
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
 from tandem_server.engine.native.sampler import Sampler
@@ -54,7 +55,7 @@ class StepOutput:
 class DeviceStep:
     """The device side of the engine: decoder, sampler and the buffers by slot."""
 
-    def __init__(self, decoder: Decoder, sizes: tuple[int, ...], checked: bool = False) -> None:
+    def __init__(self, decoder: Model, sizes: tuple[int, ...], checked: bool = False) -> None:
         self._decoder = decoder
         self._sizes = sizes
         """Numbers of rows that may be computed, ascending, ending with the number of slots."""
@@ -63,7 +64,8 @@ class DeviceStep:
         slots, device = decoder.slots, decoder.device
         self._sampler = Sampler(slots, decoder.config.vocabulary, device)
         self._last_tokens = torch.full((slots,), NOTHING, dtype=torch.int64, device=device)
-        self._hidden = torch.zeros(slots, decoder.config.hidden, dtype=decoder.dtype, device=device)
+        self._hidden = torch.zeros(slots, decoder.width, dtype=decoder.dtype, device=device)
+        self._history = None if decoder.switch is None else History(decoder, decoder.switch)
         self._broken: set[int] = set()
         """Slots whose request has failed: left out of the steps until they are given out again."""
         self._in_a_row: dict[str, int] = {}
@@ -84,7 +86,15 @@ class DeviceStep:
             with self._contained("admission", (admission.slot,), failures):
                 self._last_tokens[admission.slot] = NOTHING
                 self._decoder.cache.admit(admission.slot, admission.blocks, admission.reused)
+                self._decoder.begin(admission.slot, len(admission.prompt))
+                if self._history is not None:
+                    self._history.admit(admission.slot, self._to_device(admission.prompt))
                 self._sampler.admit(admission)
+        if self._history is not None:
+            for row in plan.decode:
+                if row.slot not in self._broken:
+                    with self._contained("second reading", (row.slot,), failures):
+                        self._history.reread(row.slot, row.position)
         decoding = [row for row in plan.decode if row.slot not in self._broken]
         hidden = self._hidden
         if decoding:
@@ -159,6 +169,8 @@ class DeviceStep:
         is_taken = on_device[0].bool()
         sampled = self._sampler.sample(self._decoder.head(hidden[:rows]), is_taken, on_device[1], needs)
         self._last_tokens[:rows] = torch.where(is_taken, sampled.tokens, self._last_tokens[:rows])
+        if self._history is not None:
+            self._history.record(is_taken, on_device[1], sampled.tokens)
         told = torch.where(sampled.finite, sampled.tokens, BAD_ROW)
         slots = [slot for slot, _ in samples]
         return replace(empty, slots=slots, tokens=told, ids=sampled.ids, values=sampled.values)

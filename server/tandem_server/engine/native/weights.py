@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from tandem_server.engine.native.checkpoint import Checkpoint
-from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.config import DecoderConfig, ExpertsConfig
+from tandem_server.engine.native.families import ExpertNames
+from tandem_server.engine.native.feedforward import Dense, Experts, FeedForward
 from tandem_server.engine.native.linear import Linear, make_linear
 
 
@@ -19,11 +21,17 @@ class LayerWeights:
     input_norm: torch.Tensor
     qkv: Linear
     output: Linear
-    post_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    attention_norm: torch.Tensor | None
+    """Applied to what attention gives, before the residual is added (Gemma)."""
+    feed_norm: torch.Tensor
+    """Applied to what goes into the feed-forward."""
+    feed: FeedForward
+    feed_output_norm: torch.Tensor | None
+    """Applied to what the feed-forward gives (Gemma)."""
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
+    sinks: torch.Tensor | None
+    """float32 `[heads]`: logits that take part in each head's softmax."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +47,60 @@ class DecoderWeights:
 
     def linears(self) -> list[Linear]:
         """Every matrix that a step multiplies by."""
-        return [m for layer in self.layers for m in (layer.qkv, layer.output, layer.gate_up, layer.down)] + [self.head]
+        return [m for layer in self.layers for m in (layer.qkv, layer.output, *layer.feed.linears())] + [self.head]
 
 
 class _Reader:
     """Reads tensors onto the device in the dtype of the computation, counting them."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._checkpoint, self._config, self._dtype, self._device = checkpoint, config, dtype, device
         self.parameters = 0
         self.small_bytes = 0
 
-    def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        source = self._checkpoint.read(name, shape)
-        self.parameters += source.numel()
-        # A copy in every case: what stays mapped would fault when the file goes away, and would be read-only.
-        return torch.empty(shape, dtype=self._dtype, device=self._device).copy_(source)
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._own(self._source(name, *shape), dtype)
 
-    def vector(self, name: str, size: int) -> torch.Tensor:
-        result = self.tensor(name, size)
+    def vector(self, name: str, size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        result = self.tensor(name, size, dtype=dtype)
         self.small_bytes += result.nbytes
         return result
+
+    def norm(self, name: str, size: int) -> torch.Tensor:
+        """A norm's weight; in float32 where the family multiplies before it rounds."""
+        result = self.vector(f"{name}.weight", size, torch.float32 if self._config.family.exact_norms else None)
+        return result.add_(self._config.family.norm_offset) if self._config.family.norm_offset else result
 
     def linear(self, parts: list[tuple[str, int]], inputs: int, bias: bool) -> Linear:
         """The matrices `parts` (name without `.weight`, outputs) as one below the other."""
         weight = torch.cat([self.tensor(f"{name}.weight", size, inputs) for name, size in parts])
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
         return make_linear(weight, torch.cat(biases) if biases else None)
+
+    def stacked(self, name: str, count: int, inputs: int, outputs: int, pairs: bool) -> list[Linear]:
+        """`count` matrices with biases out of one tensor `[count, inputs, outputs]`.
+
+        `pairs`: columns take turns between two matrices, which become one below the other.
+        """
+        order = [slice(0, None, 2), slice(1, None, 2)] if pairs else [slice(None)]
+        weights = self._source(name, count, inputs, outputs)
+        biases = self._source(f"{name}_bias", count, outputs)
+        return [
+            make_linear(
+                torch.cat([self._own(weight.t()[rows]) for rows in order]),
+                torch.cat([self._own(bias[rows]) for rows in order]),
+            )
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+
+    def _source(self, name: str, *shape: int) -> torch.Tensor:
+        source = self._checkpoint.read(name, shape)
+        self.parameters += source.numel()
+        return source
+
+    def _own(self, source: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        # A copy in every case: what stays mapped would fault when the file goes away, and would be read-only.
+        return torch.empty(source.shape, dtype=dtype or self._dtype, device=self._device).copy_(source)
 
 
 def load_decoder(
@@ -76,10 +111,13 @@ def load_decoder(
     Raises:
         LoadError: a tensor is missing, of another shape, or not known to the architecture.
     """
-    reader = _Reader(checkpoint, dtype, device)
+    reader = _Reader(checkpoint, config, dtype, device)
     embedding = reader.tensor("model.embed_tokens.weight", config.vocabulary, config.hidden)
-    layers = [_load_layer(reader, config, f"model.layers.{index}") for index in range(config.layers)]
-    norm = reader.vector("model.norm.weight", config.hidden)
+    layers = [
+        _load_layer(reader, config, f"model.layers.{index}", layer.sparse)
+        for index, layer in enumerate(config.layer_configs)
+    ]
+    norm = reader.norm("model.norm", config.hidden)
     if config.tied:
         head = make_linear(embedding, None)
     else:
@@ -91,24 +129,54 @@ def load_decoder(
     return DecoderWeights(embedding, layers, norm, head, reader.parameters, size)
 
 
-def _load_layer(reader: _Reader, config: DecoderConfig, name: str) -> LayerWeights:
-    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+def _load_layer(reader: _Reader, config: DecoderConfig, name: str, sparse: bool) -> LayerWeights:
+    attention, family = f"{name}.self_attn", config.family
     query, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    if family.fused:
+        projections = [(f"{attention}.qkv_proj", config.qkv_width)]
+    else:
+        projections = [(f"{attention}.q_proj", query), (f"{attention}.k_proj", keys), (f"{attention}.v_proj", keys)]
+    behind, before = f"{name}.post_attention_layernorm", f"{name}.pre_feedforward_layernorm"
     return LayerWeights(
-        input_norm=reader.vector(f"{name}.input_layernorm.weight", config.hidden),
-        qkv=reader.linear(
-            [(f"{attention}.q_proj", query), (f"{attention}.k_proj", keys), (f"{attention}.v_proj", keys)],
-            config.hidden,
-            config.qkv_bias,
-        ),
+        input_norm=reader.norm(f"{name}.input_layernorm", config.hidden),
+        qkv=reader.linear(projections, config.hidden, config.qkv_bias),
         output=reader.linear([(f"{attention}.o_proj", config.hidden)], query, config.output_bias),
-        post_norm=reader.vector(f"{name}.post_attention_layernorm.weight", config.hidden),
-        gate_up=reader.linear(
-            [(f"{mlp}.gate_proj", config.intermediate), (f"{mlp}.up_proj", config.intermediate)],
-            config.hidden,
-            config.mlp_bias,
-        ),
-        down=reader.linear([(f"{mlp}.down_proj", config.hidden)], config.intermediate, config.mlp_bias),
-        query_norm=reader.vector(f"{attention}.q_norm.weight", config.head_size) if config.qk_norm else None,
-        key_norm=reader.vector(f"{attention}.k_norm.weight", config.head_size) if config.qk_norm else None,
+        attention_norm=reader.norm(behind, config.hidden) if family.sandwich else None,
+        feed_norm=reader.norm(before if family.sandwich else behind, config.hidden),
+        feed=_load_feed(reader, config, name, sparse),
+        feed_output_norm=reader.norm(f"{name}.post_feedforward_layernorm", config.hidden) if family.sandwich else None,
+        query_norm=reader.norm(f"{attention}.q_norm", config.head_size) if family.qk_norm else None,
+        key_norm=reader.norm(f"{attention}.k_norm", config.head_size) if family.qk_norm else None,
+        sinks=reader.vector(f"{attention}.sinks", config.heads, torch.float32) if family.sinks else None,
     )
+
+
+def _load_feed(reader: _Reader, config: DecoderConfig, name: str, sparse: bool) -> FeedForward:
+    if sparse and config.experts is not None and config.family.experts is not None:
+        return _load_experts(reader, config, config.experts, config.family.experts, name)
+    mlp, size = f"{name}.mlp", config.intermediate
+    parts = [(f"{mlp}.gate_proj", size), (f"{mlp}.up_proj", size)]
+    if config.family.fused:
+        parts = [(f"{mlp}.gate_up_proj", 2 * size)]
+    gate_up = reader.linear(parts, config.hidden, config.mlp_bias)
+    return Dense(
+        gate_up, reader.linear([(f"{mlp}.down_proj", config.hidden)], size, config.mlp_bias), config.activation
+    )
+
+
+def _load_experts(
+    reader: _Reader, config: DecoderConfig, experts: ExpertsConfig, names: ExpertNames, layer: str
+) -> Experts:
+    hidden, size, count = config.hidden, experts.intermediate, experts.count
+    router = reader.linear([(f"{layer}.{names.router}", count)], hidden, bias=bool(names.stacked))
+    if names.stacked:
+        folder = f"{layer}.{names.stacked}"
+        gate_ups = reader.stacked(f"{folder}.gate_up_proj", count, hidden, 2 * size, pairs=True)
+        downs = reader.stacked(f"{folder}.down_proj", count, size, hidden, pairs=False)
+    else:
+        gate_ups, downs = [], []
+        for expert in range(count):
+            gate, up, down = (f"{layer}.{part.format(expert)}" for part in (names.gate, names.up, names.down))
+            gate_ups.append(reader.linear([(gate, size), (up, size)], hidden, bias=False))
+            downs.append(reader.linear([(down, hidden)], size, bias=False))
+    return Experts(experts, router, gate_ups, downs, config.activation)
