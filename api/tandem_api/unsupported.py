@@ -39,8 +39,8 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
     ("keepAliveMax", lambda spec: spec.keep_alive_max not in (None, FOREVER), _STAYS),
     (
         "quantization",
-        lambda spec: spec.quantization != Quantization.NONE,
-        "weights are used as the checkpoint has them. Set it to None",
+        lambda spec: spec.quantization == Quantization.FP8,
+        "weights are held as the checkpoint has them, or in 8 or 4 bits. Set it to None, Int8 or Int4",
     ),
     ("adapters", lambda spec: bool(spec.adapters), "adapters are not loaded. Leave them out"),
     ("engineArgs", lambda spec: bool(spec.engine_args), "they are for the vLLM engine only. Leave them out"),

@@ -225,6 +225,8 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     device: str = "CPU"
     """`CPU` or `GPU`, as the pod was told; never chosen silently."""
     dtype: str = "Auto"
+    quantization: str = "None"
+    """`None`, `Int8` or `Int4`: how the weights are held."""
     slots: int | None = None
     context: int | None = None
     """Tokens a slot; None: the model's own limit."""

@@ -66,6 +66,7 @@ def runner_spec(entry: CatalogModel, folder: Path, settings: Settings) -> wire.R
         task=entry.task.value,
         device=settings.device.value,
         dtype=entry.dtype.value,
+        quantization=entry.quantization.value,
         slots=entry.slots if isinstance(entry.slots, int) else None,
         context=length if isinstance(length, int) else None,
         min_context=entry.context.min_length,

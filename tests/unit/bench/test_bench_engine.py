@@ -52,6 +52,42 @@ def test_each_peer_has_a_row_and_one_that_is_not_there_has_none():
     assert results.rows([Measured(RATE, "Tandem", 1, 1.0), Measured(RATE, "vLLM", 2, 1.0)]) == []
 
 
+AIMED = {batch: Case("random-135M", "bfloat16", batch, 32, 128, True) for batch in (1, 8, 32)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "peer", "target"),
+    [
+        (1, "vLLM", ">= 1.0"), (8, "vLLM", ">= 1.0"), (32, "vLLM", ">= 1.0"),
+        (1, "transformers", "report"), (8, "transformers", ">= 3.0"), (32, "transformers", ">= 3.0"),
+        (1, "memory", ">= 0.8"), (1, "Tandem Int8", ">= 1.6"), (1, "Tandem Int4", ">= 2.2"),
+        (8, "Tandem Int8", "report"), (32, "Tandem Int4", "report"),
+    ],
+)  # fmt: skip
+def test_the_aims_are_those_of_the_135M_shape_in_bfloat16(batch, peer, target):
+    both = [Measured(AIMED[batch], "Tandem", 1, 1.0), Measured(AIMED[batch], peer, 1, 1.0)]
+    (row,) = results.rows(both)
+    assert row["target"] == target
+    assert row["ok"] == {"report": None, ">= 1.0": True, ">= 0.8": True}.get(target, False)
+    (elsewhere,) = results.rows([Measured(RATE, "Tandem", 1, 1.0), Measured(RATE, peer, 1, 1.0)])
+    assert (elsewhere["target"], elsewhere["ok"]) == ("report", None)
+
+
+def test_quantised_weights_are_compared_with_our_own_and_the_limit_is_a_share():
+    measured = [Measured(AIMED[1], "Tandem", 1, 3.0), Measured(AIMED[1], "Tandem Int4", 1, 1.0)]
+    limit, quantised = results.rows([*measured, Measured(AIMED[1], "memory", 1, 2.7)])[::-1]
+    assert quantised["aim"].endswith("Int4 weights: times faster than our bfloat16")
+    assert (quantised["value"], quantised["ok"]) == (3.0, True)
+    assert limit["aim"].endswith("share of what the memory's bandwidth allows")
+    assert (limit["value"], limit["ok"]) == (0.9, True)
+
+
+def test_what_a_step_reads_leaves_the_embedding_table_out(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCH))
+    (tmp_path / "config.json").write_text('{"vocab_size": 100, "hidden_size": 8}')
+    assert load("engine").step_bytes(5000, tmp_path) == 3400
+
+
 def test_everyone_is_first_equally_often():
     arms = ["a", "b", "c"]
     orders = [results.rotated(arms, turn) for turn in range(6)]
@@ -78,3 +114,4 @@ def test_all_engines_get_the_same_prompts_and_each_round_others(monkeypatch):
     assert (len(job.prompts), {len(prompt) for prompt in job.prompts}, job.new) == (8, {32}, 64)
     assert job.seed is not None
     assert engine.job_of(Case("m", "float32", 1, 32, 64, False), 1, 3072).seed is None
+    assert engine.job_of(RATE, 0, 3072).new == 8, "warming up"

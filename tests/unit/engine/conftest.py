@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -58,7 +59,7 @@ def make_checkpoint(tmp_path_factory):
         if key not in made:
             model_class = getattr(transformers, architecture)
             config = model_class.config_class(**{**SMALL, **overrides})
-            torch.manual_seed(len(made))
+            torch.manual_seed(crc32(key.encode()))  # the same weights whichever test comes first
             model = model_class(config).to(getattr(torch, dtype))
             with torch.no_grad():
                 for parameter_name, parameter in model.named_parameters():

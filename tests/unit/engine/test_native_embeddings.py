@@ -209,3 +209,8 @@ def test_pickle_only_and_missing_tensors_are_refused(make_checkpoint, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(LoadError, match="only safetensors are read"):
         load(folder)
+
+
+def test_quantised_weights_are_for_models_that_make_text(make_checkpoint):
+    with pytest.raises(LoadError, match="quantization Int8 is for models that make text; BertModel makes embeddings"):
+        load(make_checkpoint("BertModel", max_position_embeddings=64), quantization="Int8")

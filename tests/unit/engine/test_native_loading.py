@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.config import read_decoder_config
-from tandem_server.engine.native.dtype import choose_dtype
+from tandem_server.engine.native.dtype import choose_dtype, choose_threads
 from tandem_server.engine.native.engine import load_generator
 from tandem_server.engine.native.resources import (
     ContextWish,
@@ -190,6 +190,37 @@ def test_auto_takes_the_faster_format_and_says_so(make_checkpoint):
     assert "by measurement" in reason
     exact = read_decoder_config(make_checkpoint("LlamaForCausalLM"))
     assert choose_dtype("Auto", exact, CPU, 4, None)[0] is torch.float32, "never less than the checkpoint has"
+
+
+def test_more_threads_are_taken_only_where_they_are_faster():
+    times = {1: 100e-6, 2: 60e-6, 8: 95e-6}
+    assert choose_threads(2, times.__getitem__) == (
+        2,
+        "2 threads by measurement (the largest layer takes 100 us with 1, 60 us with 2)",
+    )
+    assert choose_threads(8, times.__getitem__)[0] == 1, "hardly faster, and it leaves seven CPUs to others"
+    assert choose_threads(1, times.__getitem__) == (1, "")
+
+
+@pytest.mark.parametrize("faster", [1, 3])
+def test_the_threads_that_were_measured_compute_and_are_told(faster, make_checkpoint, monkeypatch):
+    def timer(threads: int, **_: object) -> float:
+        return 1.0 if threads == faster else 2.0
+
+    monkeypatch.setattr("tandem_server.engine.native.engine.ONE_THREAD_BELOW", 0)
+    monkeypatch.setattr("tandem_server.engine.native.engine.cpu_threads", lambda asked: asked or 3)
+    monkeypatch.setattr("tandem_server.engine.native.engine.time_threads", timer)
+    before = torch.get_num_threads()
+    try:
+        engine, _ = load(make_checkpoint("LlamaForCausalLM"), threads=None)
+        assert torch.get_num_threads() == faster
+        asked, _ = load(make_checkpoint("LlamaForCausalLM"), threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert f"({faster} thread" in engine.loaded.device
+    assert f"{faster} thread{'s' * (faster > 1)} by measurement" in engine.loaded.engine_reason
+    assert "by measurement" not in asked.loaded.engine_reason
 
 
 def test_context_fit():

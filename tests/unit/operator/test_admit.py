@@ -33,7 +33,7 @@ UNSUPPORTED: dict[str, Obj] = {
     "spec.kvCache.dtype:": {"kvCache": {"dtype": "FP8"}},
     "spec.keepAlive:": {"keepAlive": "5m"},
     "spec.keepAliveMax:": {"keepAliveMax": 60},
-    "spec.quantization:": {"quantization": "Int8"},
+    "spec.quantization:": {"quantization": "FP8"},
     "spec.adapters:": {"adapters": [{"name": "a", "source": "hf://a/b"}]},
     "spec.engineArgs:": {"engineArgs": [{"name": "seed", "value": "1"}]},
     "spec.scaling.mode:": {"scaling": {"mode": "Auto"}},
@@ -52,6 +52,7 @@ def test_what_this_version_cannot_do_is_answered(words: str) -> None:
 
 SUPPORTED: list[Obj] = [
     {"engine": "Native"}, {"keepAlive": -1, "keepAliveMax": -1}, {"residency": "Pinned"}, {"topology": {"nodes": 1}},
+    {"quantization": "Int8"}, {"quantization": "Int4"},
     {"scaling": {"mode": "External"}, "replicas": 3}, {"kvCache": {"policy": "Guaranteed", "dtype": "Auto"}},
     {"kvCache": {"policy": "Shared"}},
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Chooses the number format to compute in: the one asked for, else the one that this machine multiplies fastest.
+"""Chooses the number format to compute in, and the CPU threads: what was asked for, else what is fastest here.
 
-Which is faster depends on the CPU: without bf16 instructions bfloat16 wins at batch 1 and loses several times over
-at batch 8. So `Auto` measures the model's largest layer at both ends.
+Which format is faster depends on the CPU: without bf16 instructions bfloat16 wins at batch 1 and loses several times
+over at batch 8. So `Auto` measures the model's largest layer alone, half full and full.
 """
 
 import time
@@ -16,13 +16,26 @@ from tandem_server.engine.native.linear import make_linear
 NAMES = {"Float32": torch.float32, "BFloat16": torch.bfloat16, "Float16": torch.float16}
 FILE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLEARLY_FASTER = 0.9
-"""bfloat16 is taken when it needs at most this share of float32's time."""
+"""bfloat16, or more threads than one, is taken when it needs at most this share of the other's time."""
+TRIES = 15
+"""Of each measurement; the best counts, since other work only ever adds to a time."""
 
 
 def choose_dtype(
-    asked: str, config: DecoderConfig, device: torch.device, slots: int, timer: Callable[[torch.dtype], float] | None
+    asked: str,
+    config: DecoderConfig,
+    device: torch.device,
+    slots: int,
+    timer: Callable[[torch.dtype], float] | None,
+    quantization: str = "None",
 ) -> tuple[torch.dtype, str]:
     """The format, and why in half a sentence. `timer` (None: measure) gives seconds of a format's multiplications."""
+    if quantization != "None":
+        if asked not in ("Auto", "BFloat16"):
+            raise LoadError(
+                f"weights quantised to {quantization} are multiplied in BFloat16; set dtype to it or to Auto"
+            )
+        return torch.bfloat16, f"BFloat16 times weights quantised to {quantization}"
     if asked != "Auto":
         if asked not in NAMES:
             raise LoadError(f"dtype {asked} is not known; Auto, {', '.join(NAMES)} are")
@@ -36,10 +49,27 @@ def choose_dtype(
         return torch.float32, "Float32, which CPUs compute faster than the checkpoint's Float16"
     timer = timer or (lambda dtype: time_largest_layer(config, slots, dtype))
     plain, half = timer(torch.float32), timer(torch.bfloat16)
-    numbers = f"the largest layer takes {plain * 1e6:.0f} us in Float32, {half * 1e6:.0f} us in BFloat16"
+    numbers = f"the largest layer takes {_us(plain)} in Float32, {_us(half)} in BFloat16"
     if half <= CLEARLY_FASTER * plain:
         return torch.bfloat16, f"BFloat16 by measurement ({numbers})"
     return torch.float32, f"Float32 by measurement ({numbers})"
+
+
+def choose_threads(available: int, timer: Callable[[int], float]) -> tuple[int, str]:
+    """One thread or `available`, and why; `timer` gives seconds of a number of threads for the same work."""
+    if available == 1:
+        return 1, ""
+    one, every = timer(1), timer(available)
+    numbers = f"the largest layer takes {_us(one)} with 1, {_us(every)} with {available}"
+    if every <= CLEARLY_FASTER * one:
+        return available, f"{available} threads by measurement ({numbers})"
+    return 1, f"1 thread by measurement ({numbers})"
+
+
+def time_threads(threads: int, config: DecoderConfig, slots: int, dtype: torch.dtype) -> float:
+    """Seconds as `time_largest_layer` has them; leaves torch with so many threads."""
+    torch.set_num_threads(threads)
+    return time_largest_layer(config, slots, dtype)
 
 
 def stored_dtype(config: DecoderConfig) -> torch.dtype:
@@ -49,20 +79,24 @@ def stored_dtype(config: DecoderConfig) -> torch.dtype:
 
 @torch.inference_mode()
 def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype) -> float:
-    """Seconds of one multiplication by the widest layer matrix at batch 1, and one at batch `slots`; best of 9."""
+    """Seconds of a multiplication by the widest layer matrix at 1 row, half of `slots` and all; the best of `TRIES`."""
     width = max(2 * config.intermediate, config.qkv_width)
     linear = make_linear(torch.ones(width, config.hidden, dtype=dtype), None)
     seconds = 0.0
-    for rows in (1, slots):
+    for rows in sorted({1, max(1, slots // 2), slots}):
         x = torch.ones(rows, config.hidden, dtype=dtype)
         linear(x)
         times = []
-        for _ in range(9):
+        for _ in range(TRIES):
             began = time.perf_counter()
             linear(x)
             times.append(time.perf_counter() - began)
         seconds += min(times)
     return seconds
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us"
 
 
 def _name(dtype: torch.dtype) -> str:

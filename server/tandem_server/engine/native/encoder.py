@@ -143,6 +143,11 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
             f"modules.json says how to pool; without one {', '.join(ENCODERS)} do"
         )
     pooling = read_pooling(folder)
+    if spec.quantization != "None":
+        raise LoadError(
+            f"quantization {spec.quantization} is for models that make text; {architecture} makes embeddings. Set it "
+            "to None"
+        )
     device, device_name = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
     checkpoint = Checkpoint(folder, report)
     stored = FILE_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)

@@ -15,13 +15,14 @@ from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.decoder import Decoder
-from tandem_server.engine.native.dtype import choose_dtype, stored_dtype
+from tandem_server.engine.native.dtype import choose_dtype, choose_threads, stored_dtype, time_threads
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.model import Model
+from tandem_server.engine.native.quantized import layout_for, weight_bytes
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -102,7 +103,7 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
     if spec.device != "GPU":
         threads = cpu_threads(spec.threads or (1 if widest < ONE_THREAD_BELOW else None))
         torch.set_num_threads(threads)
-        return torch.device("cpu"), f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+        return torch.device("cpu"), _cpu_name(threads)
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         return torch.device("cuda", 0), torch.cuda.get_device_name(0)
@@ -115,16 +116,24 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     """Loads a decoder with everything a step needs. Raises LoadError."""
     folder = Path(spec.path)
-    config, why = _choose_decoder(folder)
+    config, why = _choose_decoder(folder, spec.quantization)
     device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
-    dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None)
+    layout = layout_for(spec.quantization, device, slots)
+    dtype, dtype_reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    threads_reason = ""
+    if device.type == "cpu" and spec.threads is None:
+        timer = partial(time_threads, config=config, slots=slots, dtype=dtype)
+        threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
+        torch.set_num_threads(threads)
+        device_name = _cpu_name(threads)
     before = _used(device)
     checkpoint = Checkpoint(folder, report)
-    check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored_dtype(config).itemsize, available_bytes(device))
+    elements = checkpoint.total_bytes // stored_dtype(config).itemsize
+    check_weights_fit(weight_bytes(elements, config, layout, dtype.itemsize), available_bytes(device))
     weights: DecoderWeights | LibraryWeights
     if why is None:
-        weights = load_decoder(checkpoint, config, dtype, device)
+        weights = load_decoder(checkpoint, config, dtype, device, layout)
     else:
         report("reading weights", 0, checkpoint.total_bytes)
         weights = load_library(folder, config, dtype, device, checkpoint.names())
@@ -180,26 +189,33 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         + (largest_step(context) if device.type == "cpu" else 0),
         device=device_name,
         device_kind="GPU" if device.type == "cuda" else "CPU",
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") if spec.quantization == "None" else spec.quantization.lower(),
         slots=slots,
         context_limit=config.context_limit,
         context=context,
         context_reason=reason,
         embedding_size=0,
-        engine_reason=f"native engine: {_way(config, decoder, why)}; {dtype_reason}; steps of "
-        f"{', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
+        engine_reason=f"native engine: {_way(config, decoder, why)}; {dtype_reason}; "
+        f"{threads_reason}{'; ' if threads_reason else ''}"
+        f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
         pool_tokens=min(slots * context, decoder.cache.scratch),
     )
     return NativeEngine(spec, loaded, step, limits, device)
 
 
-def _choose_decoder(folder: Path) -> tuple[DecoderConfig, str | None]:
+def _choose_decoder(folder: Path, quantization: str) -> tuple[DecoderConfig, str | None]:
     """The model's shape, and why the fused decoder does not compute it (None: it does). Raises LoadError."""
     try:
         return read_decoder_config(folder), None
     except NotFused as error:
         raw = read_json(folder / "config.json")
-        return read_library_config(folder, raw, architecture_of(raw)), str(error)
+        architecture = architecture_of(raw)
+        if quantization != "None":
+            raise LoadError(
+                f"quantization {quantization} is for models with a fused decoder, and {architecture} has none: "
+                f"{error}; set quantization to None, or use engine: VLLM"
+            ) from None
+        return read_library_config(folder, raw, architecture), str(error)
 
 
 def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
@@ -207,6 +223,10 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
         return f"{config.architecture} has a fused decoder"
     rows = "together" if decoder.together else "one by one"
     return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
+
+
+def _cpu_name(threads: int) -> str:
+    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """
     low, high = (keys & 0xFFFFFFFF)[:, None], ((keys >> 32) & 0xFFFFFFFF)[:, None]
     bits = _mix32(_mix32(tokens.to(torch.int32) * _GOLDEN_32 ^ _as_int32(low)) ^ _as_int32(high))
-    uniform = (((bits >> 9) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
+    uniform = (bits >> 9).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
     return uniform.log_().neg_().log_().neg_()
 
 
@@ -37,9 +37,10 @@ def _mix64(x: torch.Tensor) -> torch.Tensor:
 
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_32[0]
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX_32[1]
-    return x ^ ((x >> 16) & 0xFFFF)
+    """Writes into `x`: whole vocabularies come through here."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_MIX_32[0])
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_MIX_32[1])
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 def _as_int32(x: torch.Tensor) -> torch.Tensor:

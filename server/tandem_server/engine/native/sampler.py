@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from tandem_server.engine.native.biases import Biases
+from tandem_server.engine.native.largest import largest, top
 from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
+
+IN_CACHE = 1 << 16
+"""Numbers."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Sampler:
         rows = len(logits)
         scores = self._biases.apply(logits) if needs.biases and self._biases is not None else logits
         scores = self._penalised(scores, rows) if needs.penalties else scores
-        best, tokens = scores.max(-1)
+        best, tokens = largest(scores)
         finite = best.isfinite()
         if needs.random:
             tokens = torch.where(self._integers[:rows, 2].bool(), self._draw(scores, positions, needs), tokens)
@@ -110,18 +114,25 @@ class Sampler:
     def _draw(self, scores: torch.Tensor, positions: torch.Tensor, needs: Needs) -> torch.Tensor:
         rows = len(scores)
         numbers, integers = self._numbers[:rows], self._integers[:rows]
-        scaled = scores / numbers[:, :1]
+        temperatures = numbers[:, :1]
         keys = row_keys(integers[:, 0], positions)
         drawn = torch.zeros(rows, dtype=torch.int64, device=self._device)
         if needs.unfiltered:
-            drawn = (scaled + gumbel(keys, self._vocabulary)).argmax(-1)
+            drawn = self._draw_from_all(scores, temperatures, keys)
         if needs.short:
-            values, ids = scaled.topk(min(SHORT_LIST, scaled.shape[1]), -1)
+            values, ids = top(scores, min(SHORT_LIST, scores.shape[1]))
+            values = values / temperatures
             drawn = torch.where(integers[:, 3].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         if needs.sorted:
-            values, ids = scaled.sort(dim=-1, descending=True, stable=True)
+            values, ids = (scores / temperatures).sort(dim=-1, descending=True, stable=True)
             drawn = torch.where(integers[:, 4].bool(), self._draw_filtered(values, ids, keys, needs), drawn)
         return drawn
+
+    def _draw_from_all(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Noise for a vocabulary passes through memory some forty times: on a CPU, few enough rows for its cache."""
+        at_once = max(1, IN_CACHE // scores.shape[1]) if self._device.type == "cpu" else len(scores)
+        parts = zip(*(torch.split(every, at_once) for every in (scores, temperatures, keys)), strict=True)
+        return torch.cat([largest((s / t).add_(gumbel(k, self._vocabulary)))[1] for s, t, k in parts])
 
     def _draw_filtered(self, values: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, needs: Needs) -> torch.Tensor:
         """Draws among candidates in falling order: top_k, then typical_p, then top_p and min_p over what is left."""

@@ -11,7 +11,8 @@ from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, ExpertsConfig
 from tandem_server.engine.native.families import ExpertNames
 from tandem_server.engine.native.feedforward import Dense, Experts, FeedForward
-from tandem_server.engine.native.linear import Linear, make_linear
+from tandem_server.engine.native.linear import Linear, PlainLinear, make_linear
+from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ class DecoderWeights:
 class _Reader:
     """Reads tensors onto the device in the dtype of the computation, counting them."""
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device, layout: Layout
+    ) -> None:
         self._checkpoint, self._config, self._dtype, self._device = checkpoint, config, dtype, device
+        self._layout = layout
         self.parameters = 0
         self.small_bytes = 0
 
@@ -71,11 +75,12 @@ class _Reader:
         result = self.vector(f"{name}.weight", size, torch.float32 if self._config.family.exact_norms else None)
         return result.add_(self._config.family.norm_offset) if self._config.family.norm_offset else result
 
-    def linear(self, parts: list[tuple[str, int]], inputs: int, bias: bool) -> Linear:
-        """The matrices `parts` (name without `.weight`, outputs) as one below the other."""
+    def linear(self, parts: list[tuple[str, int]], inputs: int, bias: bool, exact: bool = False) -> Linear:
+        """The matrices `parts` (name without `.weight`, outputs) as one below the other; `exact` is never quantised."""
         weight = torch.cat([self.tensor(f"{name}.weight", size, inputs) for name, size in parts])
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        return make_linear(weight, torch.cat(biases) if biases else None)
+        make = make_linear if exact else self._layout.make
+        return make(weight, torch.cat(biases) if biases else None)
 
     def stacked(self, name: str, count: int, inputs: int, outputs: int, pairs: bool) -> list[Linear]:
         """`count` matrices with biases out of one tensor `[count, inputs, outputs]`.
@@ -86,7 +91,7 @@ class _Reader:
         weights = self._source(name, count, inputs, outputs)
         biases = self._source(f"{name}_bias", count, outputs)
         return [
-            make_linear(
+            self._layout.make(
                 torch.cat([self._own(weight.t()[rows]) for rows in order]),
                 torch.cat([self._own(bias[rows]) for rows in order]),
             )
@@ -104,14 +109,18 @@ class _Reader:
 
 
 def load_decoder(
-    checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Layout = UNQUANTIZED,
 ) -> DecoderWeights:
     """Reads everything `config` calls for, then makes sure that nothing else is in the checkpoint.
 
     Raises:
         LoadError: a tensor is missing, of another shape, or not known to the architecture.
     """
-    reader = _Reader(checkpoint, config, dtype, device)
+    reader = _Reader(checkpoint, config, dtype, device, layout)
     embedding = reader.tensor("model.embed_tokens.weight", config.vocabulary, config.hidden)
     layers = [
         _load_layer(reader, config, f"model.layers.{index}", layer.sparse)
@@ -119,12 +128,12 @@ def load_decoder(
     ]
     norm = reader.norm("model.norm", config.hidden)
     if config.tied:
-        head = make_linear(embedding, None)
+        head = layout.make(embedding, None)
     else:
         head = reader.linear([("lm_head", config.vocabulary)], config.hidden, bias=False)
     checkpoint.check_all_used((".rotary_emb.inv_freq", *(("lm_head.weight",) if config.tied else ())))
     weights = DecoderWeights(embedding, layers, norm, head, reader.parameters, 0)
-    shared = config.tied and device.type != "cpu"
+    shared = config.tied and isinstance(head, PlainLinear)
     size = sum(m.bytes for m in weights.linears()) + reader.small_bytes + (0 if shared else embedding.nbytes)
     return DecoderWeights(embedding, layers, norm, head, reader.parameters, size)
 
@@ -168,7 +177,8 @@ def _load_experts(
     reader: _Reader, config: DecoderConfig, experts: ExpertsConfig, names: ExpertNames, layer: str
 ) -> Experts:
     hidden, size, count = config.hidden, experts.intermediate, experts.count
-    router = reader.linear([(f"{layer}.{names.router}", count)], hidden, bias=bool(names.stacked))
+    # Small, and a wrong choice of experts costs more than its bits would save.
+    router = reader.linear([(f"{layer}.{names.router}", count)], hidden, bias=bool(names.stacked), exact=True)
     if names.stacked:
         folder = f"{layer}.{names.stacked}"
         gate_ups = reader.stacked(f"{folder}.gate_up_proj", count, hidden, 2 * size, pairs=True)
