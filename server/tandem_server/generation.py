@@ -232,7 +232,7 @@ def _start(
         add = Add(0, prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), salt=ask.salt)
         room = room_for(loaded, ask)
         shift = shift_of(ask, prompt, room)
-        if shift is not None:
+        if shift is not None and loaded.shifts:
             add = replace(add, max_tokens=shift[0], keep=shift[1], context=room)
         return runner.client.add(add, on_end)
     except RunnerGone as error:

@@ -117,6 +117,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Why `context` is smaller than what was asked for; empty when it is not."""
     embedding_size: int
     engine_reason: str
+    shifts: bool = True
+    """Whether an answer may go on when the context is full (`Add.keep`)."""
     pool_tokens: int = 0
     """Tokens that all slots hold together, where that is told; less than `slots` contexts where they share a pool."""
 

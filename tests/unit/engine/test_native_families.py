@@ -159,6 +159,19 @@ def test_a_sequence_that_outgrows_the_original_context_is_read_again(overlapped,
             sequence.append(token)
 
 
+def test_nothing_is_reused_of_a_sequence_that_may_be_read_again(make_checkpoint):
+    """What the cache holds of it depends on how long it became; a full context ends such an answer."""
+    folder = make_checkpoint("Phi3ForCausalLM", original_max_position_embeddings=SWITCH, rope_parameters=LONGROPE)
+    engine = load(folder, slots=2, context=300)
+    assert not engine.loaded.shifts
+    prompt = [(i * 7) % 150 + 3 for i in range(SWITCH - 4)]
+    turns = [Add(number, prompt, 20, GREEDY) for number in range(2)]
+    first = run(engine, turns[:1], overlapped=True)[0]
+    both = run(engine, turns, overlapped=True)
+    assert both == {0: first, 1: first}
+    assert load(make_checkpoint("LlamaForCausalLM")).loaded.shifts
+
+
 @pytest.mark.parametrize(
     ("architecture", "overrides"),
     [

@@ -212,3 +212,19 @@ def test_the_library_is_imported_only_by_who_needs_it(make_checkpoint):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (
+            {"quantization": "Int8"},
+            "quantization Int8 is for models with a fused decoder, and Olmo2ForCausalLM has none",
+        ),
+        ({"shared_cache": True}, "kvCache.policy Shared is for models with a fused decoder, and Olmo2ForCausalLM has"),
+    ],
+)
+def test_what_only_the_fused_decoder_can_do_is_refused_by_name(wish, words, make_checkpoint):
+    with pytest.raises(LoadError, match=words) as refused:
+        load(make_checkpoint("Olmo2ForCausalLM"), **wish)
+    assert "engine: VLLM" in str(refused.value)

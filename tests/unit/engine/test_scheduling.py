@@ -294,14 +294,6 @@ def test_a_shift_keeps_the_beginning_and_the_newer_half():
     assert scheduler.memory.asked == 5
 
 
-def test_where_a_sequence_is_read_again_in_its_place_nothing_is_kept_and_nothing_shifts():
-    limits = replace(CACHED, rewrites=True)
-    scheduler, device = Scheduler(limits), FakeDevice(limits)
-    assert len(run_alone(scheduler, device, replace_request(add(1, prompt=10, most=100), 1, keep=4))) == 30
-    run_alone(scheduler, device, add(2, prompt=10))
-    assert (scheduler.memory.found, scheduler.blocks.cached, scheduler.idle) == (0, 0, True)
-
-
 def replace_request(add: Add, request: int, **changes: object) -> Add:
     return msgspec.structs.replace(add, request=request, **changes)
 

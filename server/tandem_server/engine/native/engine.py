@@ -57,7 +57,7 @@ class NativeEngine:
         self.loaded = loaded
         self.overlapped = spec.overlapped
         """Which loop `serve` runs."""
-        self.reuse = spec.prefix_cache
+        self.reuse = limits.reuse
         """Whether `serve` keeps blocks for later requests."""
         self._step, self._limits, self._device = step, limits, device
         self._admitted = 0
@@ -116,7 +116,7 @@ def open_device(spec: RunnerSpec, widest: int) -> tuple[torch.device, str]:
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     """Loads a decoder with everything a step needs. Raises LoadError."""
     folder = Path(spec.path)
-    config, why = _choose_decoder(folder, spec.quantization)
+    config, why = _choose_decoder(folder, spec)
     device, device_name = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
     layout = layout_for(spec.quantization, device, slots)
@@ -157,13 +157,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     decoder: Model
     if isinstance(weights, DecoderWeights):
         decoder = Decoder(config, weights, slots, context, pool)
-    elif pool is None:
-        decoder = LibraryDecoder(config, weights, slots, context)
     else:
-        raise LoadError(
-            f"{config.architecture} goes through the transformers library, whose slots have their whole context each; "
-            "set kvCache.policy to Guaranteed"
-        )
+        decoder = LibraryDecoder(config, weights, slots, context)
     decoder.prove_span()
     sizes = _row_sizes(decoder, dtype)
     step = DeviceStep(decoder, sizes)
@@ -176,7 +171,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         slot_blocks=decoder.cache.slot_blocks,
         span=decoder.span,
         pool_blocks=pool,
-        rewrites=decoder.switch is not None,
+        # What is kept of a sequence that may have to be read again does not hold for another.
+        reuse=spec.prefix_cache and decoder.switch is None,
     )
     warm_up(step, limits, device)
     loaded = Loaded(
@@ -199,22 +195,27 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
         f"{threads_reason}{'; ' if threads_reason else ''}"
         f"steps of {', '.join(map(str, sizes))} rows, attention by {decoder.span} keys{_pool_text(limits)}",
         pool_tokens=min(slots * context, decoder.cache.scratch),
+        shifts=decoder.switch is None,
     )
     return NativeEngine(spec, loaded, step, limits, device)
 
 
-def _choose_decoder(folder: Path, quantization: str) -> tuple[DecoderConfig, str | None]:
+def _choose_decoder(folder: Path, spec: RunnerSpec) -> tuple[DecoderConfig, str | None]:
     """The model's shape, and why the fused decoder does not compute it (None: it does). Raises LoadError."""
     try:
         return read_decoder_config(folder), None
     except NotFused as error:
         raw = read_json(folder / "config.json")
         architecture = architecture_of(raw)
-        if quantization != "None":
-            raise LoadError(
-                f"quantization {quantization} is for models with a fused decoder, and {architecture} has none: "
-                f"{error}; set quantization to None, or use engine: VLLM"
-            ) from None
+        for asked, wish, instead in (
+            (spec.quantization != "None", f"quantization {spec.quantization}", "quantization to None"),
+            (spec.shared_cache, "kvCache.policy Shared", "kvCache.policy to Guaranteed"),
+        ):
+            if asked:
+                raise LoadError(
+                    f"{wish} is for models with a fused decoder, and {architecture} has none: {error}; "
+                    f"set {instead}, or use engine: VLLM"
+                ) from None
         return read_library_config(folder, raw, architecture), str(error)
 
 

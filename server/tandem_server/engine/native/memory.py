@@ -70,7 +70,7 @@ class Memory:
     def publish(self, sequence: Sequence, accepted: int) -> None:
         """Names the blocks that are full of prompt and of `accepted` tokens of the answer, and surely written."""
         limits = self._limits
-        if not limits.keeps or accepted < sequence.origin or (self._shared and sequence.shifts):
+        if not limits.reuse or accepted < sequence.origin or (self._shared and sequence.shifts):
             return
         tokens = [*sequence.prompt, *sequence.made[sequence.origin : accepted]]
         count = min(len(tokens), sequence.written) // limits.block
@@ -96,7 +96,7 @@ class Memory:
         """All but the last token of the prompt may be found: something must be computed to go on from."""
         limits = self._limits
         # A sequence that may shift gives its blocks back and takes as many: they must be its own to the last.
-        if not limits.keeps or (self._shared and sequence.shifts):
+        if not limits.reuse or (self._shared and sequence.shifts):
             return ()
         return self.blocks.find(sequence.chain.names(sequence.prompt, (len(sequence.prompt) - 1) // limits.block))
 

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from msgspec.structs import replace
-
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
 from tandem_server.engine.native.memory import Memory
 from tandem_server.engine.native.needs import bias_problem, needs_of
@@ -89,9 +87,6 @@ class Scheduler:
         problem = f"request id {add.request} is in use already" if twice else self._problem(add)
         if problem:
             return TokenRow(add.request, [], "error", problem)
-        if self.limits.rewrites and add.keep is not None:
-            room = Sequence(add, self.limits).context - len(add.prompt)
-            add = replace(add, keep=None, max_tokens=min(add.max_tokens, room))
         self._waiting.append(Sequence(add, self.limits))
         return None
 

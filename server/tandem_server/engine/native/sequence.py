@@ -29,21 +29,12 @@ class Limits:
     reuse: bool = True
     """Whether blocks are kept for later requests that begin alike."""
 
-    rewrites: bool = False
-    """Longrope: a sequence that grows beyond a length is read again in its place, so nobody else may hold its blocks,
-    and none ever shifts."""
-
     def __post_init__(self) -> None:
         assert self.budget >= self.chunk, f"no chunk of {self.chunk} tokens fits a budget of {self.budget}"
         whole = self.blocks_for(self.context)
         assert self.pool_blocks is None or self.pool_blocks >= whole, (
             f"no {whole} blocks fit a pool of {self.pool_blocks}"
         )
-
-    @property
-    def keeps(self) -> bool:
-        """Whether blocks outlive their request."""
-        return self.reuse and not self.rewrites
 
     def blocks_for(self, positions: int) -> int:
         """Blocks that attention over so many positions reads."""
