@@ -44,6 +44,7 @@ class Ask:
         keep: tokens of the prompt that stay when the context is full and the answer goes on; -1 for all of them, None
             to end the answer there.
         salt: requests share cached prompts only under the same one.
+        grammar: what the answer must look like, for the runner; empty for anything.
         min_tokens: so many tokens come before a stop string counts; the runner holds stop tokens back as long.
     """
 
@@ -60,6 +61,7 @@ class Ask:
     keep: int | None = None
     salt: str = ""
     min_tokens: int = 0
+    grammar: str = ""
 
 
 @dataclass
@@ -229,7 +231,7 @@ def _start(
     try:
         if runner is None:
             raise RunnerGone(host.last_error or "the runner is gone")
-        add = Add(0, prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), salt=ask.salt)
+        add = Add(0, prompt, limit, sampling, sorted({*ends, *ask.stop_tokens}), salt=ask.salt, grammar=ask.grammar)
         room = room_for(loaded, ask)
         shift = shift_of(ask, prompt, room)
         if shift is not None and loaded.shifts:

@@ -5,12 +5,19 @@ answer to is refused here by name, before the request takes a place in line. Not
 """
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tandem_api.dialects import ApiError
 
-WHITESPACE = r"[\x20\x0A\x09]{0,40}"
-"""Between the parts of a JSON text: a small model that may go on with blanks for ever does."""
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+SPACES: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": r"[ \n]{0,2},[ \n\t]{0,40}",
+    "key_separator": r" {0,1}: {0,1}",
+}
+"""Where blanks may stand, and how many: a small model that may go on with them for ever does."""
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -30,7 +37,7 @@ def _compile(schema: dict[str, Any]) -> tuple[str, str]:
     from llguidance import LLMatcher
 
     try:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACES)
     except (ValueError, RecursionError) as error:
         return "", str(error)
     failed, said = LLMatcher.validate_grammar_with_warnings(grammar)

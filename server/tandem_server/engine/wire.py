@@ -46,6 +46,8 @@ class Add(msgspec.Struct, frozen=True, tag="add", omit_defaults=True):
     sampling: Sampling
     stop_tokens: list[int] = []
     """Token ids that end the answer (end-of-sequence ids of the checkpoint among them, unless it is ignored)."""
+    grammar: str = ""
+    """What the answer must look like, as llguidance writes grammars; empty for anything."""
     salt: str = ""
     """Only requests with the same one share what the prefix cache holds: one a tenant, adapter or set of images."""
     keep: int | None = None

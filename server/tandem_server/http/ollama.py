@@ -6,12 +6,14 @@ A router of the dialect, as `openai` is; the routes that only tell (`/api/ps`, `
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from tandem_api.dialects import Dialect
 from tandem_server.chat.checkpoint import Checkpoint, check_tokens
+from tandem_server.chat.grammar import json_grammar
 from tandem_server.chat.prompt import chat_prompt, fitting_chat_prompt
 from tandem_server.embedding import EmbedAsk, embed
 from tandem_server.engine.wire import Sampling
@@ -106,6 +108,11 @@ def _load_only(host: ModelHost, body: Generating, shape: Shape) -> Response:
     return JsonAnswer(work(), lambda: model_headers(host))
 
 
+async def _grammar(body: Generating) -> str:
+    schema = body.schema_wanted()
+    return "" if schema is None else await json_grammar(schema, "format")
+
+
 def _chat_ask(host: ModelHost, body: ChatBody) -> Ask:
     messages = [message.plain(index) for index, message in enumerate(body.messages)]
 
@@ -144,7 +151,7 @@ def ollama_router(pod: Pod) -> APIRouter:
         shape = Shape(True, body.model, host, body.logprob_count)
         if not body.messages:
             return _load_only(host, body, shape)
-        return _answer(pod, host, body, _chat_ask(host, body), shape)
+        return _answer(pod, host, body, replace(_chat_ask(host, body), grammar=await _grammar(body)), shape)
 
     @router.post("/api/generate")
     async def generate_text(request: Request) -> Response:
@@ -154,7 +161,7 @@ def ollama_router(pod: Pod) -> APIRouter:
         shape = Shape(False, body.model, host, body.logprob_count, with_context=not body.raw)
         if not body.prompt:
             return _load_only(host, body, shape)
-        return _answer(pod, host, body, _generate_ask(host, body), shape)
+        return _answer(pod, host, body, replace(_generate_ask(host, body), grammar=await _grammar(body)), shape)
 
     @router.post("/api/embed")
     async def embed_texts(request: Request) -> Response:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tandem_api.dialects import ApiError
+from tandem_server.chat.grammar import ANY_OBJECT
 from tandem_server.embedding import MAX_INPUTS
 from tandem_server.http.fields import (
     MAX_LOGPROBS,
@@ -96,12 +97,20 @@ class Generating(Body):
     def refuse_unsupported(self) -> None:
         """Raises ApiError 400 naming the first field that cannot be honoured."""
         check_keep_alive(self.keep_alive)
-        if self.format not in (None, ""):
-            raise unsupported("format", "structured answers are not served yet")
         if self.think not in (None, False):
             raise unsupported("think", f"{self.model} does not support thinking here")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs: true", param="top_logprobs")
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer; None for plain text. Raises ApiError 400 for another format."""
+        if self.format in (None, ""):
+            return None
+        if self.format == "json":
+            return ANY_OBJECT
+        if not isinstance(self.format, dict):
+            raise ApiError(400, 'format: must be "json" or a JSON schema', param="format")
+        return self.format
 
     @property
     def streamed(self) -> bool:

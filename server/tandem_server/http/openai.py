@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from tandem_api.dialects import Dialect
 from tandem_server.chat.bad_words import bad_words
 from tandem_server.chat.checkpoint import Checkpoint, check_tokens
+from tandem_server.chat.grammar import json_grammar
 from tandem_server.chat.prompt import chat_prompt
 from tandem_server.embedding import EmbedAsk, Embeddings, embed
 from tandem_server.engine.wire import Sampling
@@ -37,6 +38,7 @@ def _ask(
     limit: int | None,
     prompt: Callable[[Checkpoint, int], list[int]],
     characters: int,
+    grammar: str = "",
 ) -> Ask:
     biases = body.biases()
 
@@ -62,6 +64,7 @@ def _ask(
         ignore_end=bool(body.ignore_eos),
         salt=body.cache_salt or "",
         min_tokens=body.min_tokens or 0,
+        grammar=grammar,
     )
 
 
@@ -118,9 +121,13 @@ def openai_router(pod: Pod) -> APIRouter:
         body.refuse_unsupported()
         messages = [message.plain(index) for index, message in enumerate(body.messages)]
         characters = sum(len(message["content"]) for message in messages)
-        ask = _ask(
-            host, body, body.logprob_count, body.limit, lambda found, room: chat_prompt(found, messages), characters
-        )
+        schema = body.schema_wanted()
+        grammar = "" if schema is None else await json_grammar(schema, "response_format")
+
+        def prompt(found: Checkpoint, room: int) -> list[int]:
+            return chat_prompt(found, messages)
+
+        ask = _ask(host, body, body.logprob_count, body.limit, prompt, characters, grammar)
         return _answer(pod, host, body, ask, chat=True, logprobs=body.logprob_count)
 
     @router.post("/v1/completions")

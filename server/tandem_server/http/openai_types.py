@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from tandem_api.dialects import ApiError
+from tandem_server.chat.grammar import ANY_OBJECT
 from tandem_server.embedding import MAX_INPUTS
 from tandem_server.http.fields import (
     MAX_LOGPROBS,
@@ -149,6 +150,19 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
+class JsonSchema(Body):
+    """`response_format.json_schema`; its name and `strict` change nothing: the schema is always followed."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Body):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class ChatBody(Sampled):
     """POST /v1/chat/completions."""
 
@@ -159,7 +173,7 @@ class ChatBody(Sampled):
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     audio: Any = None
 
@@ -170,12 +184,21 @@ class ChatBody(Sampled):
             raise unsupported("tools" if self.tools else "functions", "tool calls are not served yet")
         if self.tool_choice not in (None, "none", "auto"):
             raise unsupported("tool_choice", "tool calls are not served yet")
-        if self.response_format is not None and self.response_format.get("type", "text") != "text":
-            raise unsupported("response_format", "only {'type': 'text'} is served yet")
         if self.audio is not None or (self.modalities and self.modalities != ["text"]):
             raise unsupported("modalities", "only text is served")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs: true", param="top_logprobs")
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer; None for plain text. Raises ApiError 400 where it is missing."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return ANY_OBJECT
+        if wanted.json_schema is None:
+            raise ApiError(400, "response_format.json_schema: is required", param="response_format.json_schema")
+        return wanted.json_schema.schema_
 
     @property
     def logprob_count(self) -> int | None:

@@ -11,6 +11,8 @@ is asked for.
 import random
 from dataclasses import dataclass, replace
 
+from fake_grammar import nearest, possible
+
 from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Admission, Reseat, StepPlan, StepResult
 from tandem_server.engine.native.scheduler import Limits
 from tandem_server.engine.native.timeline import DeviceTimes
@@ -42,12 +44,16 @@ def expected(add: Add, vocabulary: int, context: int = 1 << 30) -> tuple[list[in
             keep = min(add.keep, len(add.prompt), context - 2)
             history = history[:keep] + history[keep + (context - keep) // 2 :]
         token = next_token(history, vocabulary)
-        if token == BAD_ROW:
+        if add.grammar == "bad" or token == BAD_ROW:
             return tokens, "error"
+        if add.grammar:
+            token = nearest(token, {t for t in range(vocabulary) if possible(t, len(tokens))}, vocabulary)
         if token in add.stop_tokens:
             return tokens, "stop"
         tokens.append(token)
         history.append(token)
+        if add.grammar and len(tokens) >= int(add.grammar):
+            return tokens, "stop"
     return tokens, "length"
 
 
@@ -98,6 +104,8 @@ class FakeDevice:
         self._shifted: list[int | None] = [0] * limits.slots
         """By how much a token's number is above its position; None: not known yet."""
         self._last = [NOTHING] * limits.slots
+        self._unsampled: dict[int, int] = {}
+        """Slot -> positions that are written, of rows that are sampled later."""
         self._queue: list[FakePending] = []
         self.device_seconds = 0.0
         self.admitted = 0
@@ -119,9 +127,14 @@ class FakeDevice:
             self.compute_up_to(self._queue[0])
         pending = FakePending(self, plan)
         self._queue.append(pending)
-        self.launched += 1
         self.unread += 1
-        self.most_in_flight = max(self.most_in_flight, self.unread)
+        if plan.masks:
+            assert plan.number == self.launched, "a step's later samples come before the next step"
+            assert not plan.decode
+            assert not plan.chunks
+        else:
+            self.launched += 1
+            self.most_in_flight = max(self.most_in_flight, self.unread)
         assert plan.number == self.launched
         if self._rng and self._rng.random() < 0.3:
             self.compute_up_to(pending)
@@ -168,20 +181,32 @@ class FakeDevice:
             self._read(chunk.slot, chunk.start)
             if chunk.final:
                 written[chunk.slot] = chunk.start + len(chunk.tokens)
+        if plan.masks:
+            assert set(plan.masks) >= {slot for slot, _ in plan.samples}
+            written = {slot: self._unsampled.pop(slot) for slot, _ in plan.samples}
+        self._unsampled |= {slot: written.pop(slot) for slot in plan.late - self._broken}
         assert set(written) == {slot for slot, _ in plan.samples}
         assert len(written) == len(plan.samples), "a slot was sampled twice in one step"
         for slot, position in plan.samples:
             if self._shifted[slot] is None:
                 self._shifted[slot] = position - written[slot]
             assert written[slot] + (self._shifted[slot] or 0) == position
-            self._last[slot] = next_token(self._read(slot, written[slot]), self._limits.vocabulary)
+            self._last[slot] = self._token(slot, written[slot], plan.masks.get(slot))
         return StepResult({slot: self._last[slot] for slot in written}, failures=failures)
+
+    def _token(self, slot: int, written: int, mask: bytes | None) -> int:
+        token = next_token(self._read(slot, written), self._limits.vocabulary)
+        if mask is None or token == BAD_ROW:
+            return token
+        bits = int.from_bytes(mask, "little")
+        return nearest(token, {t for t in range(self._limits.vocabulary) if bits >> t & 1}, self._limits.vocabulary)
 
     def _fail(self, plan: StepPlan) -> dict[int, str]:
         """Refuses the part of a slot now and then."""
         if not (self._rng and self._failing):
             return {}
-        touched = (plan.slots() | {admission.slot for admission in plan.admitted}) - self._broken
+        touched = plan.slots() | {admission.slot for admission in plan.admitted} | set(plan.masks)
+        touched -= self._broken
         failed = {slot for slot in sorted(touched) if self._rng.random() < self._failing}
         self._broken |= failed
         self.failed += len(failed)

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from engine_fakes import RecordingLink, answers, scattered
+from fake_grammar import compiler, possible
 from gpu_fakes import LateExecutor, SharedMemoryGraphs, TorchKernels
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,7 +69,8 @@ def gpu_step(engine: NativeEngine, checked: bool = True) -> tuple[GpuStep, Share
 
 
 def run(engine: NativeEngine, executor, adds: list[Add], overlapped: bool, choose=near_home):
-    scheduler = Scheduler(engine._limits, choose_blocks=choose)
+    vocabulary = engine._limits.vocabulary
+    scheduler = Scheduler(engine._limits, choose_blocks=choose, compile=compiler(vocabulary, random.Random(0)))
     link = RecordingLink([(3 * number, add) for number, add in enumerate(adds)])
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
     (loop.run_overlapped if overlapped else loop.run_plain)()
@@ -109,6 +112,21 @@ def test_graphs_give_the_tokens_of_the_cpu_in_both_loops(family, settings, make_
         choose = scattered(random.Random(3))
         assert run(engine, LateExecutor(step.compute), adds, overlapped, choose) == wanted
     assert (graphs.replayed > 100 and graphs.recorded > len(step._sizes) + 1) == recordable
+
+
+def test_rows_that_follow_a_grammar_are_sampled_later_and_the_others_in_graphs(make_checkpoint):
+    engine = load(make_checkpoint("LlamaForCausalLM"))
+    adds = [
+        msgspec.structs.replace(add, grammar="12" if add.request % 3 == 0 else "", stop_tokens=[])
+        for add in requests(9, engine._limits.vocabulary)
+    ]
+    wanted = run(engine, InlineExecutor(engine._step.compute), adds, False)
+    step, _ = gpu_step(engine)
+    engine._limits = replace(engine._limits, reads_own=True)
+    for overlapped in (False, True):
+        assert run(engine, LateExecutor(step.compute), adds, overlapped) == wanted
+    followed = [wanted[add.request][0][0] for add in adds if add.grammar]
+    assert all(possible(token, place) for tokens in followed for place, token in enumerate(tokens[:12]))
 
 
 def test_fp8_keys_and_values_are_nearly_those_of_the_computation(make_checkpoint):

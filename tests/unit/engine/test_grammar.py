@@ -1,4 +1,4 @@
-"""Grammars of llguidance over a checkpoint's tokenizer: masks, ends, and what cannot be compiled."""
+"""Grammars of llguidance over a checkpoint's tokenizer: masks, ends, what cannot be compiled, and a real engine."""
 
 import asyncio
 import json

@@ -167,3 +167,26 @@ def test_slots_share_a_pool_that_is_smaller_than_their_contexts(folder, monkeypa
     for add in adds:
         alone = run(engine, replace(engine._limits, reuse=False), False, [(0, add)])[0]
         assert told[add.request] == alone[add.request]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("MistralForCausalLM", {"sliding_window": 100, "head_dim": 16}),
+        ("Gemma2ForCausalLM", {"sliding_window": 64, "head_dim": 16}),
+    ],
+)
+def test_windows_and_caps_read_what_others_left(architecture, overrides, shared, make_checkpoint):
+    """Keys before a window are kept as well; what is read through it is the same."""
+    folder = make_checkpoint(architecture, vocab_size=VOCABULARY, **overrides)
+    spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=2, context=400, threads=1, shared_cache=shared)
+    engine = load_generator(spec, lambda *_: None)
+    rng = random.Random(8)
+    system = [rng.randrange(VOCABULARY) for _ in range(250)]
+    adds = [Add(n, [*system, n, *system[:n]], 30, Sampling(seed=n)) for n in range(1, 7)]
+    arrivals: Arrivals = [(40 * add.request, add) for add in adds]
+    without, computed, _ = run(engine, replace(engine._limits, reuse=False), True, arrivals)
+    cached, fewer, _ = run(engine, engine._limits, True, arrivals)
+    assert cached == without
+    assert fewer < 0.5 * computed

@@ -4,6 +4,7 @@ Runs in a process of its own, forked like a real runner. Its checkpoint folder h
 while the folder holds a file `hold` it makes no step, and it adds a line to `admitted` for every request it starts.
 """
 
+import json
 import math
 import os
 import signal
@@ -191,6 +192,8 @@ def handle(message: Any, running: dict[int, Running], socket: Any, fake: FakeSpe
             lock.acquire()
             lock.acquire()
         running[message.request] = Running(message)
+        with (folder / "grammars").open("a") as log:
+            log.write(json.dumps(message.grammar) + "\n")
         with (folder / "admitted").open("a") as log:
             log.write(",".join(map(str, message.prompt)) + "\n")
     elif isinstance(message, wire.Abort) and message.request in running:

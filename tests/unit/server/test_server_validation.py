@@ -25,7 +25,11 @@ CHAT_ONLY = [
     ("messages", '[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]'),
     ("messages", '[{"role": "tool", "content": "x"}]'),
     ("top_logprobs", "21"), ("top_logprobs", "3"), ("tools", '[{"type": "function"}]'), ("tool_choice", '"required"'),
-    ("response_format", '{"type": "json_object"}'), ("model", "null"), ("model", '""'), ("model", "7"),
+    ("response_format", '{"type": "grammar"}'), ("response_format", '"json"'),
+    ("response_format", '{"type": "json_schema"}'), ("response_format", '{"type": "json_schema", "json_schema": {}}'),
+    ("response_format", '{"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}'),
+    ("response_format", '{"type": "json_schema", "json_schema": {"schema": {"$ref": "http://x/y"}}}'),
+    ("model", "null"), ("model", '""'), ("model", "7"),
 ]  # fmt: skip
 COMPLETION_ONLY = [
     ("prompt", '""'), ("prompt", "[]"), ("prompt", "[[]]"), ("prompt", '["a", "b"]'), ("prompt", "[999999]"),
@@ -38,7 +42,8 @@ OPTIONS = [
     ("presence_penalty", "3"), ("frequency_penalty", "-3"), ("stop", '[""]'), ("seed", '"a"'), ("typical_p", "0"),
 ]  # fmt: skip
 OLLAMA = [
-    ("format", '"json"'), ("format", '{"type": "object"}'), ("think", "true"), ("keep_alive", '"soon"'),
+    ("format", '"yaml"'), ("format", '{"type": "nothing"}'), ("format", "[]"), ("format", "3"),
+    ("think", "true"), ("keep_alive", '"soon"'),
     ("keep_alive", "true"), ("options", "3"), ("top_logprobs", "2"), ("stream", '"no"'), ("model", "null"),
 ]  # fmt: skip
 

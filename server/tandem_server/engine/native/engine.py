@@ -25,6 +25,7 @@ from tandem_server.engine.native.dtype import (
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
 from tandem_server.engine.native.gpu_step import GpuStep
+from tandem_server.engine.native.grammar import Grammars
 from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
@@ -69,11 +70,13 @@ class NativeEngine:
         self.reuse = limits.reuse
         """Whether `serve` keeps blocks for later requests."""
         self._step, self._limits, self._device = step, limits, device
+        self._folder = Path(spec.path)
         self._admitted = 0
 
     def serve(self, link: Link) -> None:
         """Runs requests until a `Stop` arrives."""
-        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit)
+        grammars = Grammars(self._folder, self._limits.vocabulary)
+        scheduler = Scheduler(replace(self._limits, reuse=self.reuse), self._on_admit, compile=grammars.begin)
         executor = self._executor()
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
@@ -85,6 +88,7 @@ class NativeEngine:
                 loop.run_overlapped()
         finally:
             executor.close()
+            grammars.close()
 
     def _executor(self) -> Executor:
         if self._device.type == "cuda":

@@ -17,7 +17,8 @@ from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.graphs import Graphs
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.needs import Needs
-from tandem_server.engine.native.step import DeviceStep, StepOutput
+from tandem_server.engine.native.plan import StepPlan
+from tandem_server.engine.native.step import DeviceStep, StepOutput, masked
 from tandem_server.engine.native.transfer import StepInputs
 
 REMEMBERED_DRAWS = 48
@@ -89,13 +90,15 @@ class GpuStep(DeviceStep):
         return self._latest[1].hidden
 
     def _sample(
-        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, empty: StepOutput
+        self, samples: list[tuple[int, int]], plan: StepPlan, hidden: torch.Tensor, empty: StepOutput
     ) -> StepOutput:
         rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
-        if self._latest is not None and self._latest[0] == rows and hidden is self._latest[1].hidden:
-            drawn = self._draw_of(rows, needs, self._latest[1].logits)()
+        if self._latest is not None and self._latest[0] == rows and not plan.chunks:
+            drawn = self._draw_of(rows, plan.needs, self._latest[1].logits)()
         else:
-            drawn = self._draw(self._decoder.head(hidden[:rows]), needs)
+            # Prompts end in this step, or it only samples what was left for later: rows of several forwards.
+            logits = self._decoder.head(hidden[:rows])
+            drawn = self._draw(masked(logits, plan.masks) if plan.masks else logits, plan.needs)
         # A graph's results are overwritten by the next step, while this one's may still be on their way to the host.
         tokens, ids, values = (None if t is None else t.clone() for t in (drawn.tokens, drawn.ids, drawn.values))
         assert tokens is not None

@@ -70,6 +70,10 @@ class StepPlan:
     chunks: tuple[Chunk, ...] = ()
     samples: tuple[tuple[int, int], ...] = ()
     """(slot, position of the new token) of each row that gets a token."""
+    late: frozenset[int] = frozenset()
+    """Slots whose rows get their token later, by a plan of its own, for a grammar must first learn the token before."""
+    masks: dict[int, bytes] = field(default_factory=dict)
+    """Such a later plan: slot -> the tokens that are possible, see `Grammar.mask`. It computes nothing but samples."""
     needs: Needs = field(default_factory=Needs)
     moves: tuple[tuple[int, int], ...] = ()
     """Blocks whose content is copied to another one, in order, before anything else is done."""
@@ -90,3 +94,7 @@ class StepResult:
     """Slot -> the chosen token's pair, then the most likely ones."""
     failures: dict[int, str] = field(default_factory=dict)
     """Slot -> why its part of the step could not be computed; whatever else stands here for the slot is void."""
+
+    def joined(self, late: "StepResult") -> "StepResult":
+        """With what came of the step's later samples."""
+        return StepResult(self.tokens | late.tokens, self.logprobs | late.logprobs, self.failures | late.failures)

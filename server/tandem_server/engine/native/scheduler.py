@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
+from tandem_server.engine.native.grammar import Grammar
 from tandem_server.engine.native.memory import Memory
 from tandem_server.engine.native.needs import bias_problem, needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, Reseat, StepPlan, StepResult
@@ -32,6 +33,8 @@ class Planned:
     """For each of those, the positions that its token came of."""
     admitted: tuple[Sequence, ...] = ()
     """Sequences that got their slot in this step."""
+    late: tuple[tuple[Sequence, int], ...] = ()
+    """Of the takers, those whose token is sampled later, each with its position."""
 
     def seats(self) -> list[TokenRow]:
         """A row without tokens for each of those: it waits no longer."""
@@ -45,10 +48,14 @@ class Scheduler:
     limits: Limits
     on_admit: Callable[[Add, int], None] = lambda add, slot: None
     choose_blocks: Choice = near_home
+    compile: Callable[[str, tuple[int, ...]], Grammar] | None = None
+    """Begins to compile a grammar; given the tokens that may end an answer."""
     steps: int = 0
     tokens: int = 0
     dropped: int = 0
     """Rows computed for sequences that had ended already."""
+    _compiling: list[Sequence] = field(default_factory=list)
+    """Their grammars are not ready yet; nobody waits behind them."""
     _waiting: deque[Sequence] = field(default_factory=deque)
     _running: dict[int, Sequence] = field(default_factory=dict)
     """By request, in order of admission."""
@@ -73,11 +80,16 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests that have no slot yet, or no blocks."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._compiling)
 
     @property
     def idle(self) -> bool:
         """Nothing to do, nothing in flight."""
+        return self.resting and not self._compiling
+
+    @property
+    def resting(self) -> bool:
+        """Nothing to compute and nothing in flight, though grammars may be in the making."""
         return not (self._waiting or self._running or self._unreleased)
 
     def add(self, add: Add) -> TokenRow | None:
@@ -87,8 +99,25 @@ class Scheduler:
         problem = f"request id {add.request} is in use already" if twice else self._problem(add)
         if problem:
             return TokenRow(add.request, [], "error", problem)
-        self._waiting.append(Sequence(add, self.limits))
+        sequence = Sequence(add, self.limits)
+        if add.grammar and self.compile is not None:
+            sequence.grammar = self.compile(add.grammar, tuple(add.stop_tokens))
+            self._compiling.append(sequence)
+        else:
+            self._waiting.append(sequence)
         return None
+
+    def compiled(self) -> list[TokenRow]:
+        """Lets those wait for a slot whose grammars are ready by now. Returns the final rows of those that failed."""
+        rows = []
+        for sequence in [s for s in self._compiling if s.grammar is not None and s.grammar.ready]:
+            self._compiling.remove(sequence)
+            problem = sequence.grammar.error if sequence.grammar is not None else ""
+            if problem:
+                rows.append(TokenRow(sequence.add.request, [], "error", problem))
+            else:
+                self._waiting.append(sequence)
+        return rows
 
     def abort(self, request: int, accepted: int = 0) -> TokenRow | None:
         """Marks a request as unwanted. Returns its final row, or None when it has ended already.
@@ -101,10 +130,11 @@ class Scheduler:
             self._end(sequence, "abort")
             self._release()
             return TokenRow(request, [], "abort")
-        for sequence in self._waiting:
-            if sequence.add.request == request:
-                self._waiting.remove(sequence)
-                return TokenRow(request, [], "abort")
+        for line in (self._waiting, self._compiling):
+            for sequence in line:
+                if sequence.add.request == request:
+                    line.remove(sequence)
+                    return TokenRow(request, [], "abort")
         return None
 
     def plan(self) -> Planned | None:
@@ -119,7 +149,9 @@ class Scheduler:
             return None
         reseated += self.memory.cover(decoding)
         takers = decoding + [s for s, chunk in chunked if chunk.final]
-        samples = tuple((s.slot, len(s.add.prompt) + s.planned) for s in takers)
+        places = [(s, len(s.add.prompt) + s.planned) for s in takers]
+        late = tuple((s, place) for s, place in places if s.grammar is not None)
+        samples = tuple((s.slot, place) for s, place in places if s.grammar is None)
         writers = (*decoding, *{id(s): s for s, _ in chunked}.values())
         for sequence in takers:
             sequence.planned += 1
@@ -135,9 +167,25 @@ class Scheduler:
             decode=decode,
             chunks=tuple(chunk for _, chunk in chunked),
             samples=samples,
-            needs=needs_of([s.add.sampling for s in takers]),
+            late=frozenset(s.slot for s, _ in late),
+            needs=needs_of([s.add.sampling for s in takers if s.grammar is None]),
         )
-        return Planned(plan, writers, tuple(takers), ends, tuple(sequence for sequence, _ in admitted))
+        return Planned(plan, writers, tuple(takers), ends, tuple(sequence for sequence, _ in admitted), late)
+
+    def late(self, planned: Planned) -> StepPlan | None:
+        """The rest of a launched step, once all steps before it are committed: samples whose grammars now know enough.
+
+        None where there is none; rows of requests that have ended meanwhile are left out.
+        """
+        live = [(s, s.grammar, place) for s, place in planned.late if s.finish is None and s.grammar is not None]
+        if not live:
+            return None
+        return StepPlan(
+            number=planned.plan.number,
+            samples=tuple((s.slot, place) for s, _, place in live),
+            masks={s.slot: grammar.mask() for s, grammar, _ in live},
+            needs=needs_of([s.add.sampling for s, _, _ in live]),
+        )
 
     def commit(self, planned: Planned, result: StepResult) -> list[TokenRow]:
         """Takes a step's outcome in: the rows to tell. Steps are committed in the order of their plans."""
@@ -231,12 +279,26 @@ class Scheduler:
         sequence.made.append(token)
         sequence.accepted += 1
         self.tokens += 1
-        if len(sequence.made) == add.max_tokens:
+        problem = self._follow(sequence, token)
+        if problem:
+            self._end(sequence, "error")
+            return TokenRow(add.request, [], "error", problem)
+        if sequence.grammar is not None and sequence.grammar.complete:
+            self._end(sequence, "stop")
+        elif len(sequence.made) == add.max_tokens:
             self._end(sequence, "length")
         logprobs = None
         if add.sampling.logprobs is not None:
             logprobs = [result.logprobs[sequence.slot][: 1 + add.sampling.logprobs]]
         return TokenRow(add.request, [token], sequence.finish, None, logprobs, sequence.cached)
+
+    def _follow(self, sequence: Sequence, token: int) -> str:
+        """Tells a row's grammar its token; what is wrong with that, if anything."""
+        if sequence.grammar is None:
+            return ""
+        sequence.grammar.accept(token)
+        problem = sequence.grammar.error
+        return f"the answer left its grammar: {problem}" if problem else ""
 
     def _end(self, sequence: Sequence, finish: str) -> None:
         """Marks; the slot is freed by `_release`."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BLOCK, SPAN
+from tandem_server.engine.native.grammar import Grammar
 from tandem_server.engine.native.prefix import Chain
 from tandem_server.engine.wire import Add
 
@@ -70,6 +71,8 @@ class Sequence:
     finish: str | None = None
     accepted: int = 0
     """Tokens of the answer that count; those behind a stop string do not."""
+    grammar: Grammar | None = None
+    """What its answer must follow."""
     chain: Chain = field(init=False)
     """Names of the blocks of `prompt`, and of the answer behind it."""
 

@@ -101,7 +101,7 @@ class DeviceStep:
         if length_of:
             with self._contained("decode step", length_of, failures):
                 decoded = self._decode(length_of)
-                if plan.chunks:
+                if plan.chunks or plan.late:
                     hidden[: len(decoded)] = decoded
                 else:
                     hidden = decoded
@@ -116,7 +116,7 @@ class DeviceStep:
         output = StepOutput([], self._last_tokens[:0], None, None, failures, sampling)
         if samples:
             with self._contained("sampling", [slot for slot, _ in samples], failures):
-                output = self._sample(samples, plan.needs, hidden, output)
+                output = self._sample(samples, plan, hidden, output)
         return output
 
     def record(self, needs: Needs) -> None:
@@ -166,7 +166,7 @@ class DeviceStep:
         return self._decoder.decode(tokens, on_device[1], on_device[2], lengths)
 
     def _sample(
-        self, samples: list[tuple[int, int]], needs: Needs, hidden: torch.Tensor, empty: StepOutput
+        self, samples: list[tuple[int, int]], plan: StepPlan, hidden: torch.Tensor, empty: StepOutput
     ) -> StepOutput:
         rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
         taken, positions = [0] * rows, [0] * rows
@@ -174,7 +174,9 @@ class DeviceStep:
             taken[slot], positions[slot] = 1, position
         on_device = self._to_device([taken, positions])
         logits = self._decoder.head(hidden[:rows])
-        tokens, ids, values = self._choose(logits, on_device[0].bool(), on_device[1], needs)
+        if plan.masks:
+            logits = masked(logits, plan.masks)
+        tokens, ids, values = self._choose(logits, on_device[0].bool(), on_device[1], plan.needs)
         return replace(empty, slots=[slot for slot, _ in samples], tokens=tokens, ids=ids, values=values)
 
     def _choose(
@@ -193,3 +195,16 @@ class DeviceStep:
         if self._decoder.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._decoder.device, non_blocking=True)
+
+
+def masked(logits: torch.Tensor, masks: dict[int, bytes]) -> torch.Tensor:
+    """`logits` float32 `[rows, vocabulary]` with minus infinity where a slot's mask has no bit; see `Grammar.mask`."""
+    rows, vocabulary = logits.shape
+    words = torch.full((rows, -(-vocabulary // 32)), -1, dtype=torch.int32)
+    for slot, mask in masks.items():
+        words[slot] = torch.frombuffer(bytearray(mask), dtype=torch.int32)
+    if logits.device.type != "cpu":
+        words = words.pin_memory().to(logits.device, non_blocking=True)
+    places = torch.arange(32, dtype=torch.int32, device=logits.device)
+    possible = ((words[..., None] >> places) & 1).view(rows, -1)[:, :vocabulary].bool()
+    return logits.masked_fill(~possible, float("-inf"))

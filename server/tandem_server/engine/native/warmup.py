@@ -42,7 +42,7 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
     def plan(chunks: tuple[Chunk, ...], decode: tuple[Decode, ...], admitted: tuple[Admission, ...] = ()) -> StepPlan:
         samples = [(part.slot, part.start + len(part.tokens)) for part in chunks]
         samples += [(row.slot, row.position + 1) for row in decode]
-        return StepPlan(0, admitted, decode, chunks, tuple(samples), needs_of([sampling]))
+        return StepPlan(0, admitted, decode, chunks, tuple(samples), needs=needs_of([sampling]))
 
     count, apart, most = limits.blocks_for(limits.context), limits.slot_blocks, limits.slots
     if limits.pool_blocks is not None:
