@@ -16,9 +16,9 @@ def main() -> None:
     """Prints tokens a second as the last line."""
     given = json.loads(sys.argv[1])
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        given["model"], dtype=torch.bfloat16, device_map="cuda", attn_implementation="sdpa"
+        given["model"], dtype=torch.bfloat16, attn_implementation="sdpa"
     )
-    model.eval()
+    model.to("cuda").eval()
     rng = random.Random(1)
     vocabulary = model.config.vocab_size
     prompts = [[rng.randrange(vocabulary) for _ in range(given["prompt"])] for _ in range(given["requests"])]

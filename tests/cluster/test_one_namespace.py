@@ -20,7 +20,8 @@ import yaml
 from tandem_devcluster.cluster import Cluster
 from tandem_testing.helm import Helm
 from tandem_testing.kube import Kube, Obj, eventually
-from tandem_testing.operator_process import MASTER, OperatorProcess, Proxy
+from tandem_testing.operator_process import MASTER, OperatorProcess
+from tandem_testing.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -15,7 +15,8 @@ import pytest
 from tandem_devcluster.cluster import Cluster
 from tandem_operator.kinds import OWNED
 from tandem_testing.kube import Kube, Obj, eventually
-from tandem_testing.operator_process import OperatorProcess, Proxy
+from tandem_testing.operator_process import OperatorProcess
+from tandem_testing.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(180)
 

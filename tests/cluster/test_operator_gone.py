@@ -21,7 +21,7 @@ from tandem_devcluster.progress import Progress
 from tandem_devcluster.state import read_spec
 from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_bench import Bench, condition, running
-from tandem_testing.operator_process import nothing
+from tandem_testing.proxy import nothing
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -23,7 +23,8 @@ from tandem_api.names import CATALOG_FILE
 from tandem_testing.cluster_state import changes, made, snapshot
 from tandem_testing.kube import Kube, eventually
 from tandem_testing.operator_bench import Bench, running
-from tandem_testing.operator_process import MASTER, Write
+from tandem_testing.operator_process import MASTER
+from tandem_testing.proxy import Write
 from tandem_testing.report_server import ReportServer
 
 pytestmark = pytest.mark.timeout(240)

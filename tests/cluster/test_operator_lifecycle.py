@@ -17,8 +17,9 @@ from tandem_api.keys import pool_key
 from tandem_api.report import ModelReport, ModelState, Progress, Report
 from tandem_devcluster.cluster import Cluster
 from tandem_testing.kube import Kube, Obj, eventually
-from tandem_testing.operator_process import MASTER, OperatorProcess, Proxy
+from tandem_testing.operator_process import MASTER, OperatorProcess
 from tandem_testing.operator_world import loaded
+from tandem_testing.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -15,7 +15,8 @@ import pytest
 from tandem_testing.cluster_state import made, owners
 from tandem_testing.kube import Kube, Obj, eventually
 from tandem_testing.operator_bench import Bench, condition, counts_its_members, is_final, running
-from tandem_testing.operator_process import MASTER, Write
+from tandem_testing.operator_process import MASTER
+from tandem_testing.proxy import Write
 from tandem_testing.report_server import ReportServer
 
 pytestmark = pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ import pytest
 
 from tandem_devcluster.cluster import Cluster
 from tandem_testing.kube import Kube, eventually
-from tandem_testing.operator_process import Proxy
+from tandem_testing.proxy import Proxy
 
 NAMESPACE = "proxied"
 CALLERS = 8

@@ -17,8 +17,9 @@ import yaml
 from tandem_devcluster.cluster import Cluster
 from tandem_testing.helm import Helm
 from tandem_testing.kube import Kube, Obj, eventually
-from tandem_testing.operator_process import OperatorProcess, Proxy
+from tandem_testing.operator_process import OperatorProcess
 from tandem_testing.person import Person
+from tandem_testing.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(180)
 

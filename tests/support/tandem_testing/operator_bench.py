@@ -13,7 +13,8 @@ from typing import Any
 
 from tandem_testing.cluster_state import owners
 from tandem_testing.kube import Kube, Obj, eventually
-from tandem_testing.operator_process import OperatorProcess, Proxy, Write
+from tandem_testing.operator_process import OperatorProcess
+from tandem_testing.proxy import Proxy, Write
 
 LISTED = "Listed the cluster"
 _POLL_S = 0.3

@@ -12,33 +12,13 @@ from dataclasses import dataclass, field
 from tandem_server.engine.native.blocks import BlockPool, Choice, near_home
 from tandem_server.engine.native.grammar import Grammar
 from tandem_server.engine.native.memory import Memory
-from tandem_server.engine.native.needs import bias_problem, needs_of
+from tandem_server.engine.native.needs import needs_of
 from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, Reseat, StepPlan, StepResult
 from tandem_server.engine.native.sequence import Limits as Limits
-from tandem_server.engine.native.sequence import Sequence
+from tandem_server.engine.native.sequence import Planned as Planned
+from tandem_server.engine.native.sequence import Sequence, problem_of
 from tandem_server.engine.native.slots import SlotTable
 from tandem_server.engine.wire import Add, TokenRow
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan, and the sequences that it speaks of."""
-
-    plan: StepPlan
-    writers: tuple[Sequence, ...] = ()
-    """Sequences whose slots the step writes to."""
-    takers: tuple[Sequence, ...] = ()
-    """Of those, the ones that get a token, in the order of `plan.samples`."""
-    ends: tuple[int, ...] = ()
-    """For each of those, the positions that its token came of."""
-    admitted: tuple[Sequence, ...] = ()
-    """Sequences that got their slot in this step."""
-    late: tuple[tuple[Sequence, int], ...] = ()
-    """Of the takers, those whose token is sampled later, each with its position."""
-
-    def seats(self) -> list[TokenRow]:
-        """A row without tokens for each of those: it waits no longer."""
-        return [TokenRow(s.add.request, [], None, cached=s.cached) for s in self.admitted]
 
 
 @dataclass
@@ -96,7 +76,7 @@ class Scheduler:
         """Takes a request in. Returns its final row when it cannot be run."""
         # A second use of an id would mix two answers: both end here, with one final row.
         twice = self.abort(add.request) is not None
-        problem = f"request id {add.request} is in use already" if twice else self._problem(add)
+        problem = f"request id {add.request} is in use already" if twice else problem_of(add, self.limits)
         if problem:
             return TokenRow(add.request, [], "error", problem)
         sequence = Sequence(add, self.limits)
@@ -205,21 +185,6 @@ class Scheduler:
             rows.append(TokenRow(sequence.add.request, [], "error", result.failures[sequence.slot]))
         self._release()
         return rows
-
-    def _problem(self, add: Add) -> str | None:
-        limits = self.limits
-        if not add.prompt:
-            return "the prompt has no tokens"
-        if add.max_tokens < 1:
-            return f"max_tokens is {add.max_tokens}, it must be at least 1"
-        context = min(limits.context, add.context or limits.context)
-        new = add.max_tokens if add.keep is None else 1
-        if len(add.prompt) + new > context:
-            return f"{len(add.prompt)} prompt tokens and {new} new ones exceed the context of {context} tokens"
-        if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
-            bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
-            return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
-        return bias_problem(add.sampling, tuple(add.stop_tokens), limits.vocabulary)
 
     def _shift(self) -> tuple[Reseat, ...]:
         """Sequences whose context is full, and whose tokens are all known, make room in it."""

@@ -1,11 +1,13 @@
-"""One request on its way through the scheduler, and the limits that requests and steps keep to. No tensors."""
+"""One request on its way through the scheduler, what it must keep to, and the steps that speak of it. No tensors."""
 
 from dataclasses import dataclass, field
 
 from tandem_server.engine.native.blocks import BLOCK, SPAN
 from tandem_server.engine.native.grammar import Grammar
+from tandem_server.engine.native.needs import bias_problem
+from tandem_server.engine.native.plan import StepPlan
 from tandem_server.engine.native.prefix import Chain
-from tandem_server.engine.wire import Add
+from tandem_server.engine.wire import Add, TokenRow
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ class Limits:
     def blocks_for(self, positions: int) -> int:
         """Blocks that attention over so many positions reads."""
         return min(self.slot_blocks, -(-(-(-positions // self.span) * self.span) // self.block))
+
+
+def problem_of(add: Add, limits: Limits) -> str | None:
+    """Why a request cannot be run, or None."""
+    if not add.prompt:
+        return "the prompt has no tokens"
+    if add.max_tokens < 1:
+        return f"max_tokens is {add.max_tokens}, it must be at least 1"
+    context = min(limits.context, add.context or limits.context)
+    new = add.max_tokens if add.keep is None else 1
+    if len(add.prompt) + new > context:
+        return f"{len(add.prompt)} prompt tokens and {new} new ones exceed the context of {context} tokens"
+    if min(add.prompt) < 0 or max(add.prompt) >= limits.vocabulary:
+        bad = next(token for token in add.prompt if not 0 <= token < limits.vocabulary)
+        return f"token id {bad} of the prompt is outside the vocabulary of {limits.vocabulary}"
+    return bias_problem(add.sampling, tuple(add.stop_tokens), limits.vocabulary)
 
 
 @dataclass(eq=False)
@@ -116,3 +134,24 @@ class Sequence:
 
     def _begin(self, prompt: list[int]) -> None:
         self.prompt, self.chain = prompt, Chain(self.add.salt, self.limits.block)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and the sequences that it speaks of."""
+
+    plan: StepPlan
+    writers: tuple[Sequence, ...] = ()
+    """Sequences whose slots the step writes to."""
+    takers: tuple[Sequence, ...] = ()
+    """Of those, the ones that get a token, in the order of `plan.samples`."""
+    ends: tuple[int, ...] = ()
+    """For each of those, the positions that its token came of."""
+    admitted: tuple[Sequence, ...] = ()
+    """Sequences that got their slot in this step."""
+    late: tuple[tuple[Sequence, int], ...] = ()
+    """Of the takers, those whose token is sampled later, each with its position."""
+
+    def seats(self) -> list[TokenRow]:
+        """A row without tokens for each of those: it waits no longer."""
+        return [TokenRow(s.add.request, [], None, cached=s.cached) for s in self.admitted]
