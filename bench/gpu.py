@@ -222,7 +222,7 @@ def aim(title: str, values: list[float], target: str, least: float | None = None
 
 
 def peer_aims(shape: Shape, folder: Path, rates: dict[int, float], options: argparse.Namespace) -> list[Aim]:
-    """Ours against transformers' continuous batching, each in a process of its own, until it cannot run; says why then."""
+    """Ours against transformers' continuous batching, a process each; ends at the first that cannot run, and says why."""
     aims = []
     for count, rate in rates.items():
         given = {"model": str(folder), "requests": count, "prompt": options.prompt, "new": options.new}
