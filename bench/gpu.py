@@ -222,7 +222,7 @@ def aim(title: str, values: list[float], target: str, least: float | None = None
 
 
 def peer_aims(shape: Shape, folder: Path, rates: dict[int, float], options: argparse.Namespace) -> list[Aim]:
-    """Ours against transformers' continuous batching, a process each; ends at the first that cannot run, and says why."""
+    """Ours against transformers' continuous batching, a process each; the first that cannot run ends it, with why."""
     aims = []
     for count, rate in rates.items():
         given = {"model": str(folder), "requests": count, "prompt": options.prompt, "new": options.new}
