@@ -28,7 +28,8 @@ import torch
 from safetensors.torch import save_file
 
 from tandem_server.engine.interface import DoesNotFit
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.timeline import device_idle_share
 from tandem_server.engine.wire import Add, RunnerSpec, Sampling
 

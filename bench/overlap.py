@@ -21,7 +21,8 @@ import tandem_server.engine  # noqa: F401 - before torch: it sets how OpenMP's t
 import torch
 from safetensors.torch import save_file
 
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.wire import Add, FromRunner, RunnerSpec, Sampling, Stats, Stop, TokenRow, Tokens, ToRunner
 
 SHAPES = {

@@ -22,7 +22,8 @@ from overlap import cpu_name
 # isort: split
 import torch
 
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.wire import Add, FromRunner, RunnerSpec, Sampling, Stop, Tokens, ToRunner
 
 ANSWER, QUESTION = 64, 24

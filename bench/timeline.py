@@ -18,7 +18,8 @@ from overlap import Load, cpu_name, requests_of  # first of ours: it sets how Op
 # isort: split
 import torch
 
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.timeline import device_idle_share
 from tandem_server.engine.wire import FromRunner, RunnerSpec, StepRecord, Stop, ToRunner, Trace, Traced
 

@@ -14,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tandem_server.engine.native.engine import NativeEngine, load_generator  # noqa: E402
+from tandem_server.engine.native.engine import NativeEngine  # noqa: E402
+from tandem_server.engine.native.load import load_generator  # noqa: E402
 from tandem_server.engine.native.scheduler import Scheduler  # noqa: E402
 from tandem_server.engine.wire import (  # noqa: E402
     Abort,

@@ -17,7 +17,7 @@ from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
 from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json
 from tandem_server.engine.native.encoder import load_encoder
-from tandem_server.engine.native.engine import load_generator
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.pooling import is_sentence_model
 from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, ToRunner, decode_to_runner, encode
 

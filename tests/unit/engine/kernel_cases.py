@@ -146,8 +146,8 @@ def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> tuple
     import torch
 
     from tandem_server.engine.native.decoder import Decoder
-    from tandem_server.engine.native.engine import load_generator
     from tandem_server.engine.native.gpu_decoder import GpuDecoder
+    from tandem_server.engine.native.load import load_generator
     from tandem_server.engine.native.paged_attention import PagedAttention
     from tandem_server.engine.wire import RunnerSpec
 

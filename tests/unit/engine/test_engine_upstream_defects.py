@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.encoder import BATCH_TOKENS, EmbeddingEngine, load_encoder
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.plan import StepPlan, StepResult
 from tandem_server.engine.native.resources import ContextWish, fit_context, step_bytes

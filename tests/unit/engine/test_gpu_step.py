@@ -21,11 +21,12 @@ from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.blocks import near_home
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.dtype import FP8
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor
 from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import batch_sizes
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.needs import needs_of
 from tandem_server.engine.native.plan import Admission, Chunk, Decode, StepPlan
@@ -214,7 +215,7 @@ def test_batch_sizes_end_with_the_slots_and_waste_little():
 @pytest.mark.process
 def test_the_engine_needs_no_triton_where_there_is_no_gpu():
     hidden = "import sys; sys.modules['triton'] = None; import tandem_server.engine.runner as runner; "
-    then = "from tandem_server.engine.native.engine import gpu_kernels\ntry: gpu_kernels()\n"
+    then = "from tandem_server.engine.native.load import gpu_kernels\ntry: gpu_kernels()\n"
     then += "except runner.LoadError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", hidden + then], capture_output=True, text=True, check=True)
     assert "needs triton" in done.stdout

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from tandem_server.engine.native.blocks import near_home
 from tandem_server.engine.native.config import ExpertsConfig
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.feedforward import Experts
 from tandem_server.engine.native.linear import packing_available
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.scheduler import Scheduler
 from tandem_server.engine.native.stats import StatsKeeper

@@ -10,7 +10,8 @@ import torch
 from tokenizers import Tokenizer
 
 from tandem_server.chat.grammar import json_grammar
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.step import masked
 from tandem_server.engine.wire import Abort, Add, RunnerSpec, Sampling, Tokens
 

@@ -10,9 +10,10 @@ import torch
 from engine_fakes import scattered
 
 from tandem_server.engine.native.blocks import Choice, near_home
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import PackedLinear, TransposedLinear, packing_available, row_invariant_sizes
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.scheduler import Limits, Scheduler
 from tandem_server.engine.native.stats import StatsKeeper

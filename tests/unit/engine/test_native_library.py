@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import read_json
-from tandem_server.engine.native.engine import load_generator
 from tandem_server.engine.native.library import load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.wire import RunnerSpec
 
 pytestmark = pytest.mark.torch

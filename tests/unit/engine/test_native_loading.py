@@ -12,7 +12,7 @@ from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.dtype import choose_dtype, choose_threads
-from tandem_server.engine.native.engine import load_generator
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.resources import (
     ContextWish,
     available_bytes,
@@ -64,7 +64,7 @@ def test_slots_that_share_have_a_longer_context_than_those_that_do_not(make_chec
     monkeypatch.setattr("tandem_server.engine.native.resources.RESERVE_SHARE", 0.0)
     loaded = {}
     for shared in (False, True):
-        monkeypatch.setattr("tandem_server.engine.native.engine.available_bytes", lambda _: 256 * MIB + 14 * MIB)
+        monkeypatch.setattr("tandem_server.engine.native.load.available_bytes", lambda _: 256 * MIB + 14 * MIB)
         spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=4, threads=1, shared_cache=shared)
         loaded[shared] = load_generator(spec, lambda *_: None).loaded
     apart, together = loaded[False], loaded[True]
@@ -207,9 +207,9 @@ def test_the_threads_that_were_measured_compute_and_are_told(faster, make_checkp
     def timer(threads: int, **_: object) -> float:
         return 1.0 if threads == faster else 2.0
 
-    monkeypatch.setattr("tandem_server.engine.native.engine.ONE_THREAD_BELOW", 0)
-    monkeypatch.setattr("tandem_server.engine.native.engine.cpu_threads", lambda asked: asked or 3)
-    monkeypatch.setattr("tandem_server.engine.native.engine.time_threads", timer)
+    monkeypatch.setattr("tandem_server.engine.native.device.ONE_THREAD_BELOW", 0)
+    monkeypatch.setattr("tandem_server.engine.native.device.cpu_threads", lambda asked: asked or 3)
+    monkeypatch.setattr("tandem_server.engine.native.load.time_threads", timer)
     before = torch.get_num_threads()
     try:
         engine, _ = load(make_checkpoint("LlamaForCausalLM"), threads=None)

@@ -14,8 +14,9 @@ import torch
 from engine_fakes import RecordingLink, answers, scattered
 
 from tandem_server.engine.native.blocks import BLOCK, near_home
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.plan import NOTHING, StepPlan
 from tandem_server.engine.native.scheduler import Limits, Scheduler

@@ -11,8 +11,9 @@ from tandem_server.config import Settings
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native import quantized
 from tandem_server.engine.native.config import read_decoder_config
-from tandem_server.engine.native.engine import NativeEngine, load_generator
+from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.linear import make_linear, row_invariant_sizes
+from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.quantized import (
     GROUP,
     Int4Linear,
@@ -138,7 +139,7 @@ def test_what_is_held_is_counted_and_told(kind, tied, make_checkpoint):
 def test_the_memory_fit_counts_what_is_held(make_checkpoint, monkeypatch):
     folder = make_checkpoint("LlamaForCausalLM", dtype="bfloat16", tie_word_embeddings=False, **WIDE)
     asked: list[int] = []
-    monkeypatch.setattr("tandem_server.engine.native.engine.check_weights_fit", lambda needed, _: asked.append(needed))
+    monkeypatch.setattr("tandem_server.engine.native.load.check_weights_fit", lambda needed, _: asked.append(needed))
     for kind in ("None", "Int8", "Int4"):
         load(folder, kind)
     assert asked[0] > asked[1] > asked[2]

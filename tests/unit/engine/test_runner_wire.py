@@ -269,7 +269,7 @@ def test_a_fault_of_the_engine_is_told(front, make_checkpoint, monkeypatch):
         raise RuntimeError("the device caught fire")
 
     monkeypatch.setattr("tandem_server.engine.native.decoder.Decoder.decode", fail)
-    monkeypatch.setattr("tandem_server.engine.native.engine.warm_up", lambda *_: None)
+    monkeypatch.setattr("tandem_server.engine.native.load.warm_up", lambda *_: None)
     one = front(make_checkpoint("LlamaForCausalLM"))
     one.until(Loaded, Progress)
     for request in range(1, FAILURES_IN_A_ROW):

@@ -167,7 +167,8 @@ def serve(socket: "zmq.Socket[bytes]", fake: FakeSpec, folder: Path) -> None:
             if not handle(wire.decode_to_runner(socket.recv()), running, socket, fake, folder):
                 return
             timeout = 0
-        if not running or held:
+        # Looked at again: whoever sent what was just read had put the hold there before.
+        if not running or (folder / "hold").exists():
             continue
         if fake.step_seconds:
             threading.Event().wait(fake.step_seconds)

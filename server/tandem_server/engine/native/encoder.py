@@ -15,8 +15,8 @@ import torch
 from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json, refuse_quantised
+from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device
 from tandem_server.engine.native.dtype import FILE_NAMES, NAMES
-from tandem_server.engine.native.engine import DEFAULT_SLOTS, open_device
 from tandem_server.engine.native.pooling import SentenceHead, is_sentence_model, read_pooling
 from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
 from tandem_server.engine.wire import (
@@ -148,7 +148,7 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
             f"quantization {spec.quantization} is for models that make text; {architecture} makes embeddings. Set it "
             "to None"
         )
-    device, device_name = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
+    device = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
     checkpoint = Checkpoint(folder, report)
     stored = FILE_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
     dtype = NAMES.get(spec.dtype, torch.float32 if device.type == "cpu" else stored)
@@ -170,7 +170,7 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
         weight_bytes=weight_bytes,
         cache_bytes=0,
         overhead_bytes=max(0, resident_bytes() - weight_bytes) if device.type == "cpu" else 0,
-        device=device_name,
+        device=device_name(device),
         device_kind="GPU" if device.type == "cuda" else "CPU",
         dtype=str(dtype).removeprefix("torch."),
         slots=spec.slots or DEFAULT_SLOTS,

@@ -1,0 +1,45 @@
+"""The device that a runner computes on: the one that the pod was told to use, or an error that says why not.
+
+First of all in a load, for models that make text and those that embed.
+"""
+
+import torch
+
+from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.resources import cpu_threads, resident_bytes
+from tandem_server.engine.wire import RunnerSpec
+
+DEFAULT_SLOTS = 4
+ONE_THREAD_BELOW = 1 << 19
+"""Elements of the largest layer matrix."""
+
+
+def open_device(spec: RunnerSpec, widest: int) -> torch.device:
+    """The device that the pod was told to use. Raises LoadError when it is not there.
+
+    `widest` is the number of elements of the model's largest layer matrix: for small ones a second CPU thread costs
+    more in handing over than it saves, and where the CPUs are shared it stalls every operation.
+    """
+    if spec.device != "GPU":
+        torch.set_num_threads(cpu_threads(spec.threads or (1 if widest < ONE_THREAD_BELOW else None)))
+        return torch.device("cpu")
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.device("cuda", 0)
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(
+            f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
+        ) from None
+
+
+def device_name(device: torch.device) -> str:
+    """As people read it: the GPU's name, or the CPU with the threads that are set now."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory in use: of this process on a CPU, of the allocator on a GPU."""
+    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)

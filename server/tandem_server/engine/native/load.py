@@ -1,0 +1,273 @@
+"""Loads a decoder with everything that its steps need: the steps of a load in order, each in a module of its own.
+
+Called by the runner. What comes out is an engine that waits for requests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tandem_server.engine.interface import LoadError, ProgressReporter
+from tandem_server.engine.native.checkpoint import Checkpoint
+from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
+from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
+from tandem_server.engine.native.dtype import (
+    choose_cache_dtype,
+    choose_dtype,
+    choose_threads,
+    stored_dtype,
+    time_threads,
+)
+from tandem_server.engine.native.engine import NativeEngine
+from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
+from tandem_server.engine.native.gpu_step import GpuStep
+from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
+from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
+from tandem_server.engine.native.library_decoder import LibraryDecoder
+from tandem_server.engine.native.linear import row_invariant_sizes
+from tandem_server.engine.native.model import Model
+from tandem_server.engine.native.quantized import Layout, layout_for, weight_bytes
+from tandem_server.engine.native.resources import (
+    ContextWish,
+    available_bytes,
+    check_weights_fit,
+    fit_context,
+    fit_pool,
+    steps_bytes,
+)
+from tandem_server.engine.native.scheduler import Limits
+from tandem_server.engine.native.step import DeviceStep
+from tandem_server.engine.native.warmup import warm_up
+from tandem_server.engine.native.weights import DecoderWeights, load_decoder
+from tandem_server.engine.wire import Loaded, RunnerSpec
+
+CUDA_CHUNK, CUDA_BUDGET = 2048, 8192
+Weights = DecoderWeights | LibraryWeights
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How numbers are held and computed, and why."""
+
+    dtype: torch.dtype
+    layout: Layout
+    reason: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits beside the weights: tokens a slot, and why they are fewer than asked; blocks of a shared pool."""
+
+    context: int
+    reason: str
+    pool: int | None
+    cache_dtype: torch.dtype
+    chunk: int
+    budget: int
+    step_bytes: Callable[[int], int]
+    """Of the largest step, given a context."""
+
+
+def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
+    """Loads a decoder with everything a step needs. Raises LoadError."""
+    folder = Path(spec.path)
+    config, why = _choose_decoder(folder, spec)
+    device = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
+    slots = spec.slots or DEFAULT_SLOTS
+    formats = _choose_formats(spec, config, device, slots)
+    before = used_bytes(device)
+    config, weights = _read_weights(folder, config, formats, device, report, fused=why is None)
+    room = _make_room(spec, config, formats, device, slots, fused=why is None)
+    with_weights = used_bytes(device)
+    decoder = _make_decoder(config, weights, slots, room)
+    decoder.prove_span()
+    sizes = _row_sizes(decoder, formats.dtype)
+    step = GpuStep(decoder, sizes, CudaGraphs()) if isinstance(decoder, GpuDecoder) else DeviceStep(decoder, sizes)
+    limits = _limits(spec, decoder, room)
+    warm_up(step, limits, device)
+    overhead = _overhead(device, before, with_weights, weights, decoder)
+    # On a CPU a step gives back what it took; the largest one counts all the same.
+    overhead += room.step_bytes(room.context) if device.type == "cpu" else 0
+    reason = (
+        f"native engine: {_way(config, decoder, why)}; {formats.reason}; steps of {', '.join(map(str, sizes))} rows, "
+        f"{_attention_text(decoder)}{_pool_text(limits)}"
+    )
+    loaded = _loaded(spec, decoder, weights, formats, room, overhead, reason)
+    return NativeEngine(spec, loaded, step, limits, device)
+
+
+def _choose_decoder(folder: Path, spec: RunnerSpec) -> tuple[DecoderConfig, str | None]:
+    """The model's shape, and why the fused decoder does not compute it (None: it does). Raises LoadError."""
+    try:
+        return read_decoder_config(folder), None
+    except NotFused as error:
+        raw = read_json(folder / "config.json")
+        architecture = architecture_of(raw)
+        for asked, wish, instead in (
+            (spec.quantization != "None", f"quantization {spec.quantization}", "quantization to None"),
+            (spec.shared_cache, "kvCache.policy Shared", "kvCache.policy to Guaranteed"),
+        ):
+            if asked:
+                raise LoadError(
+                    f"{wish} is for models with a fused decoder, and {architecture} has none: {error}; "
+                    f"set {instead}, or use engine: VLLM"
+                ) from None
+        return read_library_config(folder, raw, architecture), str(error)
+
+
+def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
+    if not isinstance(decoder, LibraryDecoder):
+        return f"{config.architecture} has a fused decoder"
+    rows = "together" if decoder.together else "one by one"
+    return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
+
+
+def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int) -> Formats:
+    """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
+    layout = layout_for(spec.quantization, device, slots)
+    dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    if device.type == "cpu" and spec.threads is None:
+        timer = partial(time_threads, config=config, slots=slots, dtype=dtype)
+        threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
+        torch.set_num_threads(threads)
+        reason += f"; {threads_reason}" if threads_reason else ""
+    return Formats(dtype, layout, reason)
+
+
+def _read_weights(
+    folder: Path, config: DecoderConfig, formats: Formats, device: torch.device, report: ProgressReporter, fused: bool
+) -> tuple[DecoderConfig, Weights]:
+    """The weights on the device, and the config with what they alone can tell. Raises LoadError."""
+    checkpoint, dtype = Checkpoint(folder, report), formats.dtype
+    elements = checkpoint.total_bytes // stored_dtype(config).itemsize
+    check_weights_fit(weight_bytes(elements, config, formats.layout, dtype.itemsize), available_bytes(device))
+    weights: Weights
+    if fused:
+        weights = load_decoder(checkpoint, config, dtype, device, formats.layout)
+    else:
+        report("reading weights", 0, checkpoint.total_bytes)
+        weights = load_library(folder, config, dtype, device, checkpoint.names())
+        report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
+        config = shaped(config, weights)
+    checkpoint.close()
+    report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
+    return config, weights
+
+
+def _make_room(
+    spec: RunnerSpec, config: DecoderConfig, formats: Formats, device: torch.device, slots: int, fused: bool
+) -> Room:
+    """How much context the memory that is left gives. Raises LoadError, DoesNotFit among them."""
+    cache_dtype = choose_cache_dtype(spec.cache_dtype, formats.dtype, device, fused)
+    chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
+    largest = partial(steps_bytes, config, slots, chunk, formats.dtype.itemsize, cache_dtype.itemsize, device)
+    token_bytes, available = config.cache_bytes_per_token(cache_dtype.itemsize), available_bytes(device)
+    context, reason = fit_context(
+        ContextWish(spec.context, spec.min_context, spec.may_shrink),
+        config.context_limit,
+        1 if spec.shared_cache else slots,
+        token_bytes,
+        available,
+        largest,
+    )
+    pool = fit_pool(context, slots, token_bytes, available, largest(context)) if spec.shared_cache else None
+    return Room(context, reason, pool, cache_dtype, chunk, budget, largest)
+
+
+def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Room) -> Model:
+    if isinstance(weights, LibraryWeights):
+        return LibraryDecoder(config, weights, slots, room.context)
+    if weights.embedding.device.type == "cuda":
+        return GpuDecoder(config, weights, slots, room.context, gpu_kernels(), room.pool, room.cache_dtype)
+    return Decoder(config, weights, slots, room.context, room.pool)
+
+
+def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
+    return Limits(
+        slots=decoder.slots,
+        context=room.context,
+        vocabulary=decoder.config.vocabulary,
+        chunk=room.chunk,
+        budget=room.budget,
+        slot_blocks=decoder.cache.slot_blocks,
+        span=decoder.span,
+        pool_blocks=room.pool,
+        reads_own=isinstance(decoder, GpuDecoder),
+        # What is kept of a sequence that may have to be read again does not hold for another.
+        reuse=spec.prefix_cache and decoder.switch is None,
+    )
+
+
+def _loaded(
+    spec: RunnerSpec, decoder: Model, weights: Weights, formats: Formats, room: Room, overhead: int, reason: str
+) -> Loaded:
+    """What the runner tells of its model; `reason` is how it is computed."""
+    config, slots = decoder.config, decoder.slots
+    return Loaded(
+        task="Generate",
+        architecture=config.architecture,
+        parameters=weights.parameters,
+        weight_bytes=weights.bytes,
+        cache_bytes=decoder.cache_bytes,
+        overhead_bytes=overhead,
+        device=device_name(decoder.device),
+        device_kind="GPU" if decoder.device.type == "cuda" else "CPU",
+        dtype=str(formats.dtype).removeprefix("torch.") if spec.quantization == "None" else spec.quantization.lower(),
+        slots=slots,
+        context_limit=config.context_limit,
+        context=room.context,
+        context_reason=room.reason,
+        embedding_size=0,
+        engine_reason=reason,
+        pool_tokens=min(slots * room.context, decoder.cache.scratch),
+        shifts=decoder.switch is None,
+    )
+
+
+def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
+    """Numbers of rows that a step may compute.
+
+    On a GPU other numbers of rows take other kernels, whose sums differ in the last bits: in the narrow formats that is
+    told (two best tokens that are so near may change places), in float32 nothing may depend on the neighbours.
+    """
+    if decoder.device.type != "cpu":
+        graphs = isinstance(decoder, GpuDecoder) and dtype.itemsize < torch.float32.itemsize
+        return batch_sizes(decoder.slots) if graphs else (decoder.slots,)
+    with torch.inference_mode():
+        return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
+
+
+def gpu_kernels() -> MakeKernels:
+    """Makes the kernels that a GPU attends by. Raises LoadError where triton is missing."""
+    try:
+        from tandem_server.engine.native.paged_attention import PagedAttention
+    except ImportError as error:
+        raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
+    return PagedAttention.of
+
+
+def _attention_text(decoder: Model) -> str:
+    if not isinstance(decoder, GpuDecoder):
+        return f"attention by {decoder.span} keys"
+    return f"attention by kernels, {'in graphs' if decoder.recordable else 'without graphs, which experts rule out'}"
+
+
+def _pool_text(limits: Limits) -> str:
+    if limits.pool_blocks is None:
+        return ""
+    return f"; {limits.slots} slots share memory for {limits.pool_blocks * limits.block} tokens"
+
+
+def _overhead(device: torch.device, before: int, with_weights: int, weights: Weights, decoder: Model) -> int:
+    """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
+
+    On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.
+    What a step takes is given back there after each; on a GPU the allocator keeps what the largest one took.
+    """
+    if device.type == "cpu":
+        return max(0, with_weights - weights.bytes)
+    return max(0, used_bytes(device) - before - weights.bytes - decoder.cache_bytes)
