@@ -63,7 +63,7 @@ def test_a_chat_is_streamed_stopped_and_ended(site, tandem):
         chat.wait("num_predict is 3\n>>> $")
         # A drawn answer may end before its bound; the likeliest one begins with more than three tokens.
         chat.type("/set temperature 0\n")
-        chat.wait("temperature is 0\n>>> $")
+        chat.wait("temperature is 0.0\n>>> $")
         chat.type("/set verbose\n")
         chat.wait("verbose from now on\n>>> $")
         chat.type('"""import os\ndef walk(top):"""\n')
