@@ -151,22 +151,36 @@ class Proxy:
             response.content_type = answer.content_type
             with contextlib.suppress(ConnectionResetError):  # the operator has been killed
                 await response.prepare(request)
-                await (self._stream(answer, response) if watch else response.write(await answer.read()))
-                await response.write_eof()
+                whole = True
+                if watch:
+                    whole = await self._stream(answer, response)
+                else:
+                    await response.write(await answer.read())
+                if whole:
+                    await response.write_eof()
+                elif request.transport is not None:
+                    request.transport.abort()
             return response
 
-    async def _stream(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+    async def _stream(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bool:
+        """Passes a watch on to its end; False when that is in the middle of an event.
+
+        No API server ends a stream in good order there: kopf, which takes half an event for a whole one, would end.
+        """
         self._watches.add(answer)
+        last = b"\n"
         if self._stopping:
             _cut(answer)
         try:
             async for part in answer.content.iter_any():
                 self.expired += part.count(b'"code":410')
+                last = part[-1:] or last
                 await response.write(part)
         except aiohttp.ClientError:
             pass  # cut off below, or by the API server: the caller sees the end of its stream
         finally:
             self._watches.discard(answer)
+        return last == b"\n"
 
     async def _revision(self, url: URL, headers: dict[str, str]) -> str:
         plain = {key: value for key, value in headers.items() if key.lower() != "content-type"}
