@@ -67,9 +67,16 @@ def test_one_is_loaded_at_once_and_one_with_its_first_request(pool: Site) -> Non
     assert lines[1].split()[:6] == ["shared", "True", "1", "CPU", "3", "2"]
 
 
+def told(pool: Site, model: str) -> tuple[int, Any] | None:
+    """How a gateway answers a request for a model that it knows."""
+    status, body = pool.post("/v1/completions", {"model": model, "prompt": "x"})
+    return None if status == 404 else (status, body)
+
+
 def test_a_model_that_the_pool_cannot_read_is_held_and_told_to_callers(pool: Site) -> None:
     pool.eventually("it is held", lambda: ready(pool, "elsewhere", "VolumeNotInPool"))
-    status, body = pool.post("/v1/completions", {"model": "elsewhere", "prompt": "x"})
+    # A gateway hears of a new Model by a watch of its own, at times a moment later than the operator.
+    status, body = pool.eventually("a gateway knows it", lambda: told(pool, "elsewhere"))
     assert status == 503
     assert "do not mount the claim payroll" in body["error"]["message"]
     held = pool.eventually(
