@@ -18,6 +18,7 @@ from tandem_server.engine.native.config import ENCODERS, architecture_of, read_j
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device
 from tandem_server.engine.native.dtype import FILE_NAMES, NAMES
 from tandem_server.engine.native.pooling import SentenceHead, is_sentence_model, read_pooling
+from tandem_server.engine.native.pretrained import from_folder
 from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
 from tandem_server.engine.wire import (
     Abort,
@@ -201,22 +202,8 @@ def _positions(raw: dict[str, Any], architecture: str) -> int:
 def _read_model(folder: Path, dtype: torch.dtype, names: set[str]) -> Any:
     """The library's model, every weight accounted for."""
     from transformers import AutoModel  # imported late: it takes seconds
-    from transformers import logging as library_logging
 
-    library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model, info = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are told; they are refused below
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise LoadError(f"the transformers library cannot load the model: {error}") from None
+    model, info = from_folder(AutoModel, folder, dtype, "the model")
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(POOLER))
     if missing:
         raise LoadError(f"tensor {missing[0]} is missing from the checkpoint ({len(missing)} in all)")

@@ -18,6 +18,7 @@ from tandem_server.engine.native.config import DecoderConfig, LayerConfig, refus
 from tandem_server.engine.native.families import Family
 from tandem_server.engine.native.library_attention import NAME, LayerFacts, Probe, installed, register
 from tandem_server.engine.native.linear import Linear, make_linear
+from tandem_server.engine.native.pretrained import from_folder
 from tandem_server.engine.native.rope_config import LAYER_TYPES, RopeConfig
 
 PROBE_TOKENS = 8
@@ -188,24 +189,8 @@ def _check_windows(model: Any, architecture: str, facts: list[LayerFacts]) -> No
 
 
 def _read(folder: Path, architecture: str, dtype: torch.dtype, names: set[str]) -> Any:
-    from transformers import logging as library_logging
-
     register()
-    library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model, info = _class(architecture).from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are told; they are refused below
-            attn_implementation=NAME,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LoadError(f"the transformers library cannot load {architecture}: {error}") from None
+    model, info = from_folder(_class(architecture), folder, dtype, architecture, attn_implementation=NAME)
     for kind, text in (
         ("missing_keys", "is missing from the checkpoint"),
         ("mismatched_keys", "has another shape than config.json calls for"),
