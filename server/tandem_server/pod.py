@@ -6,10 +6,11 @@ Made once at the start by `serve`; holds no logic of its own beyond the report.
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from fastapi import Request
 
-from tandem_api import __version__
+from tandem_api import __version__, names
 from tandem_api.fields import Device
 from tandem_api.report import DeviceReport, ModelReport, Report
 from tandem_api.status import Artifact
@@ -18,6 +19,7 @@ from tandem_server.devices import Devices
 from tandem_server.line import Refusal
 from tandem_server.metrics import Metrics
 from tandem_server.metrics_report import ModelFigures
+from tandem_server.residency.holds import Wish
 from tandem_server.residency.host import ModelHost
 from tandem_server.residency.manager import Manager
 
@@ -36,8 +38,8 @@ class Pod:
     devices: Devices = field(init=False)
 
     def __post_init__(self) -> None:
-        self.manager = Manager(self.settings, self._refused, self.metrics.loaded)
         self.devices = Devices(self.settings.device)
+        self.manager = Manager(self.settings, self._refused, self.metrics.loaded, self.devices.now)
         self.metrics.watch(self.report, self.figures)
 
     def serving(self, request: Request, name: str) -> ModelHost:
@@ -48,6 +50,10 @@ class Pod:
         host = self.manager.find(name)
         request.state.host = host
         return host
+
+    def wish(self, request: Request, keep_alive: float | None = None) -> Wish:
+        """What a request says of how long its model is kept: seconds, negative for ever, None for nothing."""
+        return Wish(request.headers.get(names.CALLER_HEADER, ""), keep_alive, self.settings.one_user)
 
     def report(self) -> Report:
         """All that the pod says of itself."""
@@ -69,6 +75,11 @@ class Pod:
 
     def _refused(self, model: str, reason: Refusal) -> None:
         self.metrics.refused(model, reason.value)
+
+
+def utc_text(seconds: float) -> str:
+    """A time of the wall clock in RFC 3339, to the second."""
+    return datetime.fromtimestamp(round(seconds), UTC).isoformat().replace("+00:00", "Z")
 
 
 def size_of(host: ModelHost) -> int:
@@ -137,6 +148,7 @@ def model_report(host: ModelHost) -> ModelReport:
         rejected=host.admission.rejected_recently(),
         rejected_total=host.admission.rejected_total,
         admitted_total=host.admission.admitted_total,
+        expires_at=None if host.expires_at is None or loaded is None else utc_text(host.expires_at),
         step_rate=stats.step_rate if stats is not None and line.running else 0.0,
         restarts=host.restarts,
         last_error=host.last_error,

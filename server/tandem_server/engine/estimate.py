@@ -11,7 +11,7 @@ from typing import Any
 
 from tandem_api.fields import Device
 from tandem_api.fit import Estimate, Footprint, Wish
-from tandem_api.fit_steps import StepShape, Steps
+from tandem_api.fit_steps import Steps, StepShape
 from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import (
@@ -161,7 +161,10 @@ def _encoder(
         steps=steps,
         parameters=elements,
         dtype=dtype,
-        bounds=("the transformers library computes it: intermediate results are bounded by its widths", *_gpu_bounds(on_gpu)),
+        bounds=(
+            "the transformers library computes it: intermediate results are bounded by its widths",
+            *_gpu_bounds(on_gpu),
+        ),
     )
     return footprint, replace(wish, context=min(wish.context or limit, limit), may_shrink=False, shared=False)
 

@@ -27,6 +27,9 @@ class Wish:
     owner: bool = False
 
 
+NO_WISH = Wish()
+
+
 @dataclass
 class _Hold:
     seconds: float
@@ -82,8 +85,9 @@ class Holds:
             hold.last = now
 
     def loaded(self, now: float) -> None:
-        """It was loaded: kept for the usual time even if nobody asks."""
-        self._rest = max(self._rest, now + self.usual)
+        """It was loaded: kept for the usual time where nobody has asked for it yet."""
+        if not self._holds:
+            self._rest = max(self._rest, now + self.usual)
 
     def end(self) -> float:
         """When nobody wants it any more; in the past when that is so already, or nobody ever asked."""

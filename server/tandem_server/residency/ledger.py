@@ -120,7 +120,8 @@ class Ledger:
     def waiting(self) -> list[Resident]:
         """Who waits for room, the longest first."""
         return sorted(
-            (one for one in self.residents.values() if one.phase is Phase.WAITING), key=lambda one: (one.since, one.name)
+            (one for one in self.residents.values() if one.phase is Phase.WAITING),
+            key=lambda one: (one.since, one.name),
         )
 
     def loaded(self) -> list[Resident]:

@@ -27,6 +27,7 @@ from tandem_server.residency.ledger import (
 from tandem_server.residency.rules import Times, decide
 
 _log = logging.getLogger(__name__)
+USUAL = Times()
 
 
 class Tenant(Protocol):
@@ -69,7 +70,7 @@ class Room:
         capacity: list[int],
         most: int,
         later: Callable[[float, Callable[[], None]], Timer],
-        times: Times = Times(),
+        times: Times = USUAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger = Ledger(capacity, most)

@@ -233,7 +233,13 @@ class _Turn:
 
     def _grow(self, one: Resident) -> None:
         target = min(one.need.wanted, self._ledger.ceiling(one.device, one.name))
-        if not one.idle or target < one.granted * GROWTH or self._spaces[one.device].now + one.bytes < target:
+        shrunk = one.granted < one.need.wanted
+        if (
+            not shrunk
+            or not one.idle
+            or target < one.granted * GROWTH
+            or self._spaces[one.device].now + one.bytes < target
+        ):
             return
         if self._now < one.quiet_since + self._times.quiet:
             self.wake = min(self.wake, one.quiet_since + self._times.quiet)

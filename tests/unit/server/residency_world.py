@@ -79,13 +79,12 @@ class Model:
 
     name: str
     world: World
-    need: Need = Need(1, 1)
+    need: Need = field(init=False)
     pinned: bool = False
     line: Line = field(default_factory=lambda: Line(queue_max=20, timeout=math.inf))
     slots: int = 1
     state: str = "unloaded"
     left: Why | None = None
-    timers: list[Ring] = field(default_factory=list)
     refused_until: float = -1.0
 
     def __post_init__(self) -> None:

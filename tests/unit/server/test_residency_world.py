@@ -20,6 +20,7 @@ def play(seed: int, busy: float = 60.0) -> World:
     return world
 
 
+@pytest.mark.timeout(120 + SEEDS // 10)
 def test_random_schedules():
     counts: Counter[str] = Counter()
     for seed in range(SEEDS):
@@ -64,6 +65,10 @@ def test_a_broken_rule_is_caught(monkeypatch, broken):
     else:
         order = Ledger.waiting
         monkeypatch.setattr(Ledger, "waiting", lambda ledger: list(reversed(order(ledger)))[:1])
-    with pytest.raises(AssertionError):
+
+    def play_many():
         for seed in range(40):
             play(seed)
+
+    with pytest.raises(AssertionError):
+        play_many()
