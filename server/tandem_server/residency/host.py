@@ -134,6 +134,8 @@ class ModelHost:
         self.loads = 0
         self.load_seconds = 0.0
         self.retry_at: float | None = None
+        self.need = Need(0, 0)
+        """As it was estimated last; zeros: not known."""
         self.kept = False
         """Loaded again by itself when it is lost: it is preloaded here."""
         self.expires_at: float | None = None
@@ -223,6 +225,12 @@ class ModelHost:
         if state is not ModelState.LOADING:
             self.progress = None
         self._on_change()
+
+    @property
+    def device(self) -> int | None:
+        """Index of the device that it lies on, or is being loaded to."""
+        one = self._room.of(self.entry.name)
+        return None if one is None or one.phase is Phase.WAITING else one.device
 
     @property
     def pinned(self) -> bool:
@@ -323,9 +331,9 @@ class ModelHost:
         note = ProgressLog(entry.name, self._progressed)
         _log.info("Loading model %s from %s.", entry.name, entry.source)
         folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
-        need = await in_thread(need_of, folder, entry, self._settings)
+        self.need = await in_thread(need_of, folder, entry, self._settings) or Need(0, 0)
         try:
-            grant = await self._room_for(need or Need(0, 0), note)
+            grant = await self._room_for(self.need, note)
             loaded = await self._start(folder, grant, note)
         except BaseException:
             self._give_room_back()

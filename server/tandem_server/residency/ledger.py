@@ -117,6 +117,11 @@ class Ledger:
         pinned = sum(one.bytes for one in self.on(device) if one.pinned and one.name != name)
         return self.capacity[device] - self.lost[device] - pinned
 
+    def reach(self, device: int) -> int:
+        """Bytes that could be had without waiting for a busy model."""
+        gives = (one for one in self.on(device) if one.phase is Phase.LEAVING or one.evictable)
+        return self.free(device) + sum(one.bytes for one in gives)
+
     def waiting(self) -> list[Resident]:
         """Who waits for room, the longest first."""
         return sorted(

@@ -16,6 +16,7 @@ from tandem_server.config import Settings
 from tandem_server.line import Gate, Refusal
 from tandem_server.logs import Summary
 from tandem_server.residency.host import ModelHost, not_here
+from tandem_server.residency.ledger import Ledger
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.room import Room
 
@@ -92,6 +93,11 @@ class Manager:
             most = self.settings.max_loaded or 3 * len(capacity)
             self._room = Room(capacity, most, asyncio.get_running_loop().call_later)
         return self._room
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Who holds how much of which device; None before the first catalog."""
+        return self._room.ledger if self._room is not None else None
 
     def find(self, name: str) -> ModelHost:
         """The host of the model that a request means. Raises ApiError 404 naming those that exist."""

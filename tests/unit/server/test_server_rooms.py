@@ -62,6 +62,9 @@ async def test_the_longest_unused_model_makes_way_and_no_request_is_lost(rooms):
     assert report["m1"].state is ModelState.UNLOADED
     assert report["m1"].last_error is None
     assert site.pod.manager.room.evictions == 1
+    assert (report["m1"].need_bytes, report["m2"].device, report["m1"].device) == (SIZE, 0, None)
+    room = site.pod.report().room
+    assert (room.free_bytes, room.reach_bytes, room.free_seats, room.reach_seats) == (0, 2 * SIZE, 1, 3)
 
 
 async def test_a_round_of_conversations_over_more_models_than_fit(rooms):
