@@ -26,8 +26,8 @@ from tandem_server.engine import wire
 from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.holds import Holds, Wish
-from tandem_server.residency.ledger import Grant, Need, Phase, Why
-from tandem_server.residency.need import need_of
+from tandem_server.residency.ledger import Grant, Phase, Why
+from tandem_server.residency.need import UNKNOWN, need_of
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
 from tandem_server.residency.record import Record, backoff
@@ -134,8 +134,8 @@ class ModelHost:
         self.loads = 0
         self.load_seconds = 0.0
         self.retry_at: float | None = None
-        self.need = Need(0, 0)
-        """As it was estimated last; zeros: not known."""
+        self.need = UNKNOWN
+        """As it was estimated last."""
         self.kept = False
         """Loaded again by itself when it is lost: it is preloaded here."""
         self.expires_at: float | None = None
@@ -331,7 +331,7 @@ class ModelHost:
         note = ProgressLog(entry.name, self._progressed)
         _log.info("Loading model %s from %s.", entry.name, entry.source)
         folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
-        self.need = await in_thread(need_of, folder, entry, self._settings) or Need(0, 0)
+        self.need = await in_thread(need_of, folder, entry, self._settings)
         try:
             grant = await self._room_for(self.need, note)
             loaded = await self._start(folder, grant, note)

@@ -15,6 +15,7 @@ from tandem_server.engine.interface import LoadError
 from tandem_server.residency.ledger import Need
 
 _log = logging.getLogger(__name__)
+UNKNOWN = Need(0, 0)
 
 
 def wish_of(entry: CatalogModel, settings: Settings) -> Wish:
@@ -34,11 +35,11 @@ def wish_of(entry: CatalogModel, settings: Settings) -> Wish:
     )
 
 
-def need_of(folder: Path, entry: CatalogModel, settings: Settings) -> Need | None:
-    """Bytes that a runner needs; None where the runner itself must say why the checkpoint cannot be loaded."""
+def need_of(folder: Path, entry: CatalogModel, settings: Settings) -> Need:
+    """Bytes that a runner needs; `UNKNOWN` where the runner itself must say why the checkpoint cannot be loaded."""
     try:
         found = estimate(folder, wish_of(entry, settings))
     except LoadError as error:
         _log.debug("The size of model %s is not known before its load: %s", entry.name, error)
-        return None
+        return UNKNOWN
     return Need(found.minimum_bytes, max(found.minimum_bytes, found.wanted_bytes))
