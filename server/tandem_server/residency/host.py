@@ -26,7 +26,7 @@ from tandem_server.engine import wire
 from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.holds import Holds, Wish
-from tandem_server.residency.ledger import Grant, Phase, Why
+from tandem_server.residency.ledger import Grant, Leave, Phase, Why
 from tandem_server.residency.need import UNKNOWN, need_of
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
@@ -118,6 +118,7 @@ class ModelHost:
         room: Room,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[bool, float, int], None] = lambda worked, seconds, size: None,
+        on_unload: Callable[[Why], None] = lambda why: None,
     ) -> None:
         self.entry = entry
         self.admission = admission
@@ -145,13 +146,16 @@ class ModelHost:
         self._configure_holds()
         self._room = room
         self._grant: asyncio.Future[Grant] | None = None
-        self._sent_away: Why | None = None
+        self.unloaded_because = ""
+        """The end of a sentence that says why it was unloaded last; empty while it is loaded."""
+        self._sent_away: Leave | None = None
         self._leave = asyncio.Event()
         admission.on_use = self._used
         self._settings = settings
         self._launcher = launcher
         self._on_change = on_change
         self._on_load = on_load
+        self._on_unload = on_unload
         self._record = Record()
         self._wanted = asyncio.Event()
         self._reload = asyncio.Event()
@@ -247,9 +251,11 @@ class ModelHost:
         if self._grant is not None and not self._grant.done():
             self._grant.set_exception(LoadFailed(sentence, DoesNotFit.reason))
 
-    def leave(self, why: Why) -> None:
+    def leave(self, order: Leave) -> None:
         """See `room.Tenant`."""
-        self._sent_away = why
+        self._sent_away = order
+        self.unloaded_because = order.because
+        self._on_unload(order.why)
         self._leave.set()
         self.admission.resize(0)
 
@@ -320,7 +326,8 @@ class ModelHost:
 
     def _rest(self) -> None:
         """It was unloaded: it stays so until somebody asks, unless somebody does, or it only makes way for itself."""
-        grows, self._sent_away = self._sent_away is Why.GROWS, None
+        grows = self._sent_away is not None and self._sent_away.why is Why.GROWS
+        self._sent_away = None
         if not grows and not self.admission.line.waiting:
             self._wanted.clear()
 
@@ -333,12 +340,13 @@ class ModelHost:
         folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
         self.need = await in_thread(need_of, folder, entry, self._settings)
         try:
-            grant = await self._room_for(self.need, note)
+            grant = await self._room_for(note)
             loaded = await self._start(folder, grant, note)
         except BaseException:
             self._give_room_back()
             raise
         self.loads += 1
+        self.unloaded_because = ""
         self.load_seconds = time.monotonic() - began
         self._on_load(True, self.load_seconds, loaded.weight_bytes)
         self._record.loaded()
@@ -350,12 +358,12 @@ class ModelHost:
         if self._sent_away is None:
             self.admission.resize(loaded.slots)
 
-    async def _room_for(self, need: Need, note: ProgressLog) -> Grant:
+    async def _room_for(self, note: ProgressLog) -> Grant:
         """Waits for its turn and for memory. Raises LoadFailed, Unwanted."""
         self._leave.clear()
         self._grant = asyncio.get_running_loop().create_future()
         try:
-            self._room.ask(self.entry.name, need, self.pinned, len(self.admission.line.waiting), self)
+            self._room.ask(self.entry.name, self.need, self.pinned, len(self.admission.line.waiting), self)
             if not self._grant.done():
                 note.told(Progress(phase="waiting for memory"))
             return await self._grant
@@ -402,7 +410,7 @@ class ModelHost:
             self.runner = None
             self._give_room_back()
         else:
-            why = self._sent_away.value if self._sent_away is not None else "the settings of its model changed"
+            why = self._sent_away.because if self._sent_away is not None else "the settings of its model changed"
             await self._stop(runner, f"was ended because {why}")
         return Ended.DIED if died else Ended.SENT_AWAY if sent else Ended.CHANGED
 

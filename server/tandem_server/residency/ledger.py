@@ -146,8 +146,8 @@ class Why(enum.Enum):
     """Why a model is unloaded."""
 
     EXPIRED = "its keep-alive ended"
-    ROOM = "another model needs its room"
-    GROWS = "there is memory for more context now"
+    ROOM = "another model needed its room"
+    GROWS = "there is memory for more context"
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,11 @@ class Leave:
     name: str
     why: Why
     room_for: str = ""
+
+    @property
+    def because(self) -> str:
+        """The end of a sentence: since ..."""
+        return f"model {self.room_for} needed its room" if self.room_for else self.why.value
 
 
 @dataclass(frozen=True)

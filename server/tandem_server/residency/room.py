@@ -39,7 +39,7 @@ class Tenant(Protocol):
     def refused(self, sentence: str) -> None:
         """It can never be loaded here as things are."""
 
-    def leave(self, why: Why) -> None:
+    def leave(self, order: Leave) -> None:
         """Take no more requests and end the runner; nobody uses it. Tell `gone` when its process is."""
 
     def pause(self) -> None:
@@ -171,9 +171,8 @@ class Room:
             tenant.refused(decision.sentence)
         elif isinstance(decision, Leave):
             self.evictions += decision.why is Why.ROOM
-            beside = f" ({decision.room_for})" if decision.room_for else ""
-            _log.info("Model %s is unloaded: %s%s.", decision.name, decision.why.value, beside)
-            tenant.leave(decision.why)
+            _log.info("Model %s is unloaded since %s.", decision.name, decision.because)
+            tenant.leave(decision)
         elif isinstance(decision, Yield):
             _log.info(
                 "Model %s takes no further requests until model %s, which waits for its room, was loaded.",

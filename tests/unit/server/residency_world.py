@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tandem_server.line import Line, Place, Refused, Ticket
 from tandem_server.residency.holds import Holds, Wish
-from tandem_server.residency.ledger import Grant, Need, Phase, Why
+from tandem_server.residency.ledger import Grant, Leave, Need, Phase, Why
 from tandem_server.residency.room import Room
 from tandem_server.residency.rules import Times
 
@@ -173,7 +173,8 @@ class Model:
         if self.state == "loaded":
             self.resize(self.slots)
 
-    def leave(self, why: Why) -> None:
+    def leave(self, order: Leave) -> None:
+        why = order.why
         assert self.state == "loaded"
         assert not self.line.running, f"{self.name} is evicted while it is busy"
         assert not self.line.waiting or self.line.slots == 0
