@@ -15,10 +15,10 @@ import zmq
 
 from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
-from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json
+from tandem_server.engine.native.config import architecture_of, read_json
 from tandem_server.engine.native.encoder import load_encoder
 from tandem_server.engine.native.load import load_generator
-from tandem_server.engine.native.pooling import is_sentence_model
+from tandem_server.engine.native.sentence import embeds
 from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, ToRunner, decode_to_runner, encode
 
 PARENT_PIPE = lifeline.PARENT_PIPE
@@ -111,8 +111,7 @@ def load(spec: RunnerSpec, link: SocketLink) -> Engine:
     report = _progress(link)
     folder = Path(spec.path)
     architecture = architecture_of(read_json(folder / "config.json"))
-    embeds = architecture in ENCODERS or is_sentence_model(folder)
-    if spec.task == "Embed" or (spec.task == "Auto" and embeds):
+    if embeds(folder, spec.task, architecture):
         return load_encoder(spec, report)
     return load_generator(spec, report)
 

@@ -23,7 +23,9 @@ def inventory_of(config: DecoderConfig) -> Inventory:
             Matrix(hidden, config.intermediate, config.mlp_bias, layers - sparse),
         ]
     if config.experts and sparse:
-        matrices += _experts(config.experts, hidden, sparse, family.experts is not None and bool(family.experts.stacked))
+        matrices += _experts(
+            config.experts, hidden, sparse, family.experts is not None and bool(family.experts.stacked)
+        )
     table = Matrix(config.vocabulary, hidden)
     if not config.tied:
         matrices.append(table)
