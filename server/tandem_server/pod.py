@@ -37,7 +37,7 @@ class Pod:
 
     def __post_init__(self) -> None:
         self.manager = Manager(self.settings, self._refused, self.metrics.loaded)
-        self.devices = Devices(self.settings.device)
+        self.devices = Devices(self.settings.device, self.settings.device_memory)
         self.metrics.watch(self.report, self.figures)
 
     def serving(self, request: Request, name: str) -> ModelHost:

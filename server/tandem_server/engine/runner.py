@@ -13,6 +13,7 @@ from pathlib import Path
 
 import zmq
 
+from tandem_api.fit import mib
 from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
 from tandem_server.engine.native.config import architecture_of, read_json
@@ -24,6 +25,8 @@ from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, To
 PARENT_PIPE = lifeline.PARENT_PIPE
 LAST_WORDS_SECONDS = 2.0
 PROGRESS_SECONDS = 0.1
+LIMIT_TOLERANCE = 0.05
+"""Share of what it takes by which a runner may pass its limit without a word."""
 
 log = logging.getLogger("tandem.runner")
 
@@ -97,6 +100,9 @@ def run(spec: RunnerSpec, link: SocketLink) -> None:
         loaded.device,
         loaded.engine_reason,
     )
+    over = loaded.total_bytes - (spec.memory_limit or loaded.total_bytes)
+    if over > LIMIT_TOLERANCE * loaded.total_bytes:
+        log.warning("it takes %s where %s were given to it", mib(loaded.total_bytes), mib(loaded.total_bytes - over))
     if loaded.context_reason:
         log.warning("the context is %d tokens: %s", loaded.context, loaded.context_reason)
     link.send(loaded)
