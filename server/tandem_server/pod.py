@@ -39,7 +39,7 @@ class Pod:
     devices: Devices = field(init=False)
 
     def __post_init__(self) -> None:
-        self.devices = Devices(self.settings.device)
+        self.devices = Devices(self.settings.device, self.settings.device_memory)
         self.manager = Manager(self.settings, self._refused, self.metrics.loaded, self._unloaded, self.devices.now)
         self.metrics.watch(self.report, self.figures)
 
