@@ -64,7 +64,7 @@ async def _first(
 
 
 class Unwanted(Exception):
-    """Nobody wants the model any more that waited for room."""
+    """Nobody wants the model that waited for room."""
 
 
 class Ended(enum.Enum):
@@ -199,6 +199,15 @@ class ModelHost:
             retry_after=wait,
         )
 
+    def widen(self, context: int) -> None:
+        """More context is wanted than the model was asked to have: it is loaded anew with that, after what runs."""
+        asked, limit = self.entry.context.length, self.last_loaded.context_limit if self.last_loaded else context
+        if not isinstance(asked, int) or min(context, limit) <= asked:
+            return
+        wider = self.entry.context.model_copy(update={"length": min(context, limit)})
+        self.update(self.entry.model_copy(update={"context": wider}))
+        self.admission.resize(0)
+
     def update(self, entry: CatalogModel) -> None:
         """New settings: queue bounds and defaults at once, the rest by a reload after what runs now."""
         reload = needs_reload(self.entry, entry)
@@ -251,6 +260,12 @@ class ModelHost:
         if self._grant is not None and not self._grant.done():
             self._grant.set_exception(LoadFailed(sentence, DoesNotFit.reason))
 
+    def later(self) -> None:
+        """See `room.Tenant`."""
+        if self._grant is not None and not self._grant.done():
+            _log.info("Model %s does not fit beside the others; it is loaded when it is asked for.", self.entry.name)
+            self._grant.set_exception(Unwanted())
+
     def leave(self, order: Leave) -> None:
         """See `room.Tenant`."""
         self._sent_away = order
@@ -294,7 +309,8 @@ class ModelHost:
             try:
                 await self._load()
             except Unwanted:
-                self._wanted.clear()
+                if not self.admission.line.waiting:
+                    self._wanted.clear()
                 self._enter(ModelState.UNLOADED)
                 continue
             except (SourceError, CheckpointError, LoadFailed, OSError) as error:
@@ -363,7 +379,8 @@ class ModelHost:
         self._leave.clear()
         self._grant = asyncio.get_running_loop().create_future()
         try:
-            self._room.ask(self.entry.name, self.need, self.pinned, len(self.admission.line.waiting), self)
+            queued, modest = len(self.admission.line.waiting), self._settings.one_user
+            self._room.ask(self.entry.name, self.need, self, queued, self.pinned, modest)
             if not self._grant.done():
                 note.told(Progress(phase="waiting for memory"))
             return await self._grant

@@ -14,6 +14,7 @@ from tandem_server.residency.ledger import (
     NEVER,
     Decision,
     Grant,
+    Later,
     Leave,
     Ledger,
     Need,
@@ -38,6 +39,9 @@ class Tenant(Protocol):
 
     def refused(self, sentence: str) -> None:
         """It can never be loaded here as things are."""
+
+    def later(self) -> None:
+        """It finds no room, and nobody asks for it: it may ask again when somebody does."""
 
     def leave(self, order: Leave) -> None:
         """Take no more requests and end the runner; nobody uses it. Tell `gone` when its process is."""
@@ -81,11 +85,13 @@ class Room:
         self._timer: Timer | None = None
         self._looking = self._again = False
 
-    def ask(self, name: str, need: Need, pinned: bool, queued: int, tenant: Tenant) -> None:
+    def ask(
+        self, name: str, need: Need, tenant: Tenant, queued: int, pinned: bool = False, modest: bool = False
+    ) -> None:
         """The model wants to load; it will be granted or refused, maybe at once."""
         assert name not in self.ledger.residents, f"{name} asks twice"
         self._tenants[name] = tenant
-        self.ledger.residents[name] = Resident(name, need, self._clock(), pinned, queued=queued)
+        self.ledger.residents[name] = Resident(name, need, self._clock(), pinned, modest, queued=queued)
         self._look()
 
     def of(self, name: str) -> Resident | None:
@@ -169,6 +175,9 @@ class Room:
         elif isinstance(decision, Refuse):
             del self._tenants[decision.name]
             tenant.refused(decision.sentence)
+        elif isinstance(decision, Later):
+            del self._tenants[decision.name]
+            tenant.later()
         elif isinstance(decision, Leave):
             self.evictions += decision.why is Why.ROOM
             _log.info("Model %s is unloaded since %s.", decision.name, decision.because)

@@ -143,7 +143,8 @@ class Model:
 
     def ask(self) -> None:
         self.state = "asking"
-        self.world.room.ask(self.name, self.need, self.pinned, len(self.line.waiting), self)
+        modest = self.world.random.random() < 0.1
+        self.world.room.ask(self.name, self.need, self, len(self.line.waiting), self.pinned, modest)
 
     # What it is told.
 
@@ -172,6 +173,11 @@ class Model:
         self.world.room.loaded(self.name, size, self.holds.end())
         if self.state == "loaded":
             self.resize(self.slots)
+
+    def later(self) -> None:
+        assert not self.line.waiting
+        self.state = "unloaded"
+        self.world.counts["later"] += 1
 
     def leave(self, order: Leave) -> None:
         why = order.why

@@ -219,6 +219,26 @@ async def test_a_crashed_model_gives_its_room_back_and_comes_again(rooms):
     assert (await ask(site, "m0")).status_code == 200
 
 
+async def test_one_user_who_asks_for_more_context_gets_it_by_another_load(rooms):
+    site = await rooms(1, room=1, fields={"context": {"length": 64}}, one_user=True)
+    assert (await ask(site, "m0")).headers["x-tandem-context-length"] == "64"
+    wider = await ask(site, "m0", options={"num_ctx": 128, "num_predict": 3})
+    assert (wider.status_code, wider.headers["x-tandem-context-length"]) == (200, "128")
+    assert (await ask(site, "m0", options={"num_ctx": 32, "num_predict": 3})).headers[
+        "x-tandem-context-length"
+    ] == "128"
+    assert (await ask(site, "m0", options={"num_ctx": 99_999, "num_predict": 3})).status_code == 200
+    assert (await ps(site))["m0"]["context_length"] == 256
+    assert site.host("m0").loads == 3
+
+
+async def test_in_a_shared_pod_more_context_never_reloads(rooms):
+    site = await rooms(1, room=1, fields={"context": {"length": 64}})
+    answer = await ask(site, "m0", options={"num_ctx": 128, "num_predict": 3})
+    assert (answer.status_code, answer.headers["x-tandem-context-length"]) == (200, "64")
+    assert site.host("m0").loads == 1
+
+
 async def _loaded(site, name):
     site.host(name).want()
     await until(lambda: site.host(name).loaded is not None)
