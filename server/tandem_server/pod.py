@@ -147,7 +147,7 @@ def model_report(host: ModelHost) -> ModelReport:
         name=host.entry.name,
         state=host.state,
         progress=host.progress,
-        need_bytes=host.need.wanted,
+        need_bytes=host.sized.need.wanted,
         size_bytes=size_of(host),
         device=host.device if loaded is not None else None,
         processor="" if loaded is None else f"100% {loaded.device_kind}",

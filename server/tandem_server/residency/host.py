@@ -27,7 +27,7 @@ from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.holds import Holds, Wish
 from tandem_server.residency.ledger import Grant, Leave, Phase, Why
-from tandem_server.residency.need import UNKNOWN, need_of
+from tandem_server.residency.need import UNKNOWN, Sizes
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
 from tandem_server.residency.record import Record, backoff
@@ -116,6 +116,7 @@ class ModelHost:
         launcher: Launcher,
         admission: Admission,
         room: Room,
+        sizes: Sizes,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[bool, float, int], None] = lambda worked, seconds, size: None,
         on_unload: Callable[[Why], None] = lambda why: None,
@@ -135,7 +136,7 @@ class ModelHost:
         self.loads = 0
         self.load_seconds = 0.0
         self.retry_at: float | None = None
-        self.need = UNKNOWN
+        self.sized = UNKNOWN
         """As it was estimated last."""
         self.kept = False
         """Loaded again by itself when it is lost: it is preloaded here."""
@@ -145,6 +146,7 @@ class ModelHost:
         self._holds = Holds(usual, usual)
         self._configure_holds()
         self._room = room
+        self._sizes = sizes
         self._grant: asyncio.Future[Grant] | None = None
         self.unloaded_because = ""
         """The end of a sentence that says why it was unloaded last; empty while it is loaded."""
@@ -354,7 +356,7 @@ class ModelHost:
         note = ProgressLog(entry.name, self._progressed)
         _log.info("Loading model %s from %s.", entry.name, entry.source)
         folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
-        self.need = await in_thread(need_of, folder, entry, self._settings)
+        self.sized = await in_thread(self._sizes.of, folder, entry, self._settings)
         try:
             grant = await self._room_for(note)
             loaded = await self._start(folder, grant, note)
@@ -366,6 +368,7 @@ class ModelHost:
         self.load_seconds = time.monotonic() - began
         self._on_load(True, self.load_seconds, loaded.weight_bytes)
         self._record.loaded()
+        self._sizes.learn(self.sized, loaded)
         self._tell_loaded(loaded)
         self._well()
         self._holds.loaded(time.monotonic())
@@ -380,7 +383,7 @@ class ModelHost:
         self._grant = asyncio.get_running_loop().create_future()
         try:
             queued, modest = len(self.admission.line.waiting), self._settings.one_user
-            self._room.ask(self.entry.name, self.need, self, queued, self.pinned, modest)
+            self._room.ask(self.entry.name, self.sized.need, self, queued, self.pinned, modest)
             if not self._grant.done():
                 note.told(Progress(phase="waiting for memory"))
             return await self._grant

@@ -17,6 +17,7 @@ from tandem_server.line import Gate, Refusal
 from tandem_server.logs import Summary
 from tandem_server.residency.host import ModelHost, not_here
 from tandem_server.residency.ledger import Ledger, Why
+from tandem_server.residency.need import Sizes
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.room import Room
 
@@ -63,6 +64,7 @@ class Manager:
         self._closing: set[asyncio.Task[None]] = set()
         self._leaving: set[ModelHost] = set()
         self._devices = devices
+        self._sizes = Sizes()
         self._room: Room | None = None
         self._ready = False
         self._gate = Gate.OPEN
@@ -178,7 +180,15 @@ class Manager:
                 self._tried.add(name)
 
         return ModelHost(
-            entry, self.settings, self.launcher, admission, self.room, changed, partial(self._on_load, name)
+            entry,
+            self.settings,
+            self.launcher,
+            admission,
+            self.room,
+            self._sizes,
+            changed,
+            partial(self._on_load, name),
+            partial(self._on_unload, name),
         )
 
     def _remove(self, host: ModelHost) -> None:

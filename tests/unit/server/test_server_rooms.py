@@ -9,8 +9,8 @@ from server_site import until
 from tandem_api.fields import Residency
 from tandem_api.names import CALLER_HEADER, KEEP_ALIVE_HEADER
 from tandem_api.report import ModelState
-from tandem_server.residency import host as host_module
 from tandem_server.residency.ledger import Need
+from tandem_server.residency.need import Sized, Sizes
 
 pytestmark = pytest.mark.process
 SIZE = 1230
@@ -20,7 +20,7 @@ SIZE = 1230
 @pytest.fixture
 def rooms(serve, make_model, monkeypatch):
     """Starts a pod with room for some fake models, each of `SIZE` bytes."""
-    monkeypatch.setattr(host_module, "need_of", lambda folder, entry, settings: Need(SIZE, SIZE))
+    monkeypatch.setattr(Sizes, "of", lambda sizes, folder, entry, settings: Sized(Need(SIZE, SIZE)))
 
     async def start(count, room, fields=None, fake=None, **settings):
         models = [make_model(f"m{number}", **(fake or {})) for number in range(count)]
@@ -63,6 +63,7 @@ async def test_the_longest_unused_model_makes_way_and_no_request_is_lost(rooms):
     assert report["m1"].last_error is None
     assert site.pod.manager.room.evictions == 1
     assert (report["m1"].need_bytes, report["m2"].device, report["m1"].device) == (SIZE, 0, None)
+    assert 'tandem_model_unloads_total{model="m1",why="room"} 1.0' in (await site.client.get("/metrics")).text
     room = site.pod.report().room
     assert (room.free_bytes, room.reach_bytes, room.free_seats, room.reach_seats) == (0, 2 * SIZE, 1, 3)
 
