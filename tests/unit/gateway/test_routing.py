@@ -1,15 +1,11 @@
-"""The routing table: which Model a name means, and in which order its pods are asked."""
+"""The routing table: which Model a name means, and which pods its pool has."""
 
-import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tandem_api import placement
 from tandem_gateway.objects import ModelView, PodView, model_view, pod_view
-from tandem_gateway.routing import PodLoad, Table, Warmth, build, candidates, public_name, resolve
+from tandem_gateway.routing import Table, build, public_name, resolve
 
 FIRST, SECOND = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
@@ -96,11 +92,18 @@ def test_views_of_objects_are_lenient() -> None:
     odd = model_view(
         {
             "metadata": {"name": "a", "uid": "b", "namespace": 3},
-            "spec": {"aliases": ["x", 4], "slots": "Auto"},
+            "spec": {"aliases": ["x", 4], "slots": "Auto", "copies": {"max": "many"}},
             "status": {"conditions": "none", "artifact": {"parameters": "many"}, "context": "long"},
         }
     )
     assert odd == ModelView("", "a", "b", ("x",))
+
+
+def test_a_models_view_has_its_pool_and_the_most_copies() -> None:
+    item = {"metadata": {"name": "a", "uid": "b"}, "spec": {"pool": "p", "copies": {"min": 1, "max": 3}}}
+    assert model_view(item) == ModelView("", "a", "b", shared_pool="p", copies_max=3)
+    del item["spec"]["copies"]["max"]  # type: ignore[attr-defined]
+    assert model_view(item) == ModelView("", "a", "b", shared_pool="p")
 
 
 def test_a_view_has_what_the_object_says() -> None:
