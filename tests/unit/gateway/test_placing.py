@@ -249,7 +249,7 @@ wants = st.builds(Want, st.text("xyz", max_size=3), st.integers(0, 20), st.none(
 groups = st.dictionaries(st.integers(0, 10**6).map(str), placed, min_size=1, max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(groups, wants, st.randoms(use_true_random=False))
 def test_gateways_with_the_same_reports_load_in_the_same_pod(
     loads: dict[str, PodLoad], want: Want, chance: random.Random
@@ -267,7 +267,7 @@ def test_gateways_with_the_same_reports_load_in_the_same_pod(
         assert warmth < Warmth.COLD or one.pods[0] == other.pods[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(groups, wants)
 def test_nothing_busy_is_in_the_way_while_another_pod_has_room(loads: dict[str, PodLoad], want: Want) -> None:
     sound = {uid: load for uid, load in loads.items() if not load.suspect and not load.draining}
