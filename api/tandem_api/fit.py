@@ -11,10 +11,17 @@ from tandem_api.fields import Device
 from tandem_api.fit_steps import BLOCK, Steps, cache_positions, capacity_for
 
 DEFAULT_SLOTS = 4
+MIB = 1 << 20
+CPU_FIXED = 560 * MIB
+"""A runner's interpreter, torch and our own code in RAM, libraries' files included; measured, see `make test-long`."""
+CPU_LIBRARY_FIXED = 840 * MIB
+"""The same with the transformers library."""
+GPU_FIXED = 640 * MIB
+"""The driver's context, kernels and their workspaces, on the device; assumed, not measured."""
 GRAIN = 64
 """A shrunk context is a multiple of so many tokens."""
 RESERVE_SHARE = 0.05
-RESERVE_BYTES = 256 << 20
+RESERVE_BYTES = 256 * MIB
 """Left free on a device whose memory others may take from as well: the larger of the two."""
 
 
@@ -164,7 +171,7 @@ class Estimate:
     def fitting(self, free: int) -> Fit | Refusal:
         """What fits into `free` bytes, of which nothing is left over for others: that is the caller's to subtract."""
         model, wish = self.footprint, self.wish
-        result = fit_context(wish, model.context_limit, self.slots, free, self.bytes_at, "in all")
+        result = fit_context(wish, model.context_limit, self.slots, free, self.bytes_at, " for weights and all")
         if isinstance(result, Refusal):
             return result
         context, reason = result
@@ -177,7 +184,7 @@ class Estimate:
 
 
 def fit_context(
-    wish: Wish, limit: int, slots: int, free: int, needed: Callable[[int], int], whereof: str
+    wish: Wish, limit: int, slots: int, free: int, needed: Callable[[int], int], beside: str
 ) -> tuple[int, str] | Refusal:
     """The context that each slot gets and why it is smaller than asked (or ""); or that none will do.
 
@@ -189,7 +196,7 @@ def fit_context(
         slots: for the text.
         free: bytes.
         needed: bytes by context; never fewer for more.
-        whereof: ends the phrase "need 3 MiB ..., and 2 MiB is free".
+        beside: ends the phrase "need 3 MiB and 2 MiB is free".
     """
     reason, context = "", wish.context or limit
     if context > limit:
@@ -204,7 +211,7 @@ def fit_context(
     fitting = _largest(context, free, needed)
     numbers = (
         f"{slots} slot{'s' if slots > 1 else ''} of {context} tokens need{'' if slots > 1 else 's'} "
-        f"{mib(needed(context))} {whereof} and {mib(max(0, free))} is free"
+        f"{mib(needed(context))} and {mib(max(0, free))} is free{beside}"
     )
     least = min(wish.min_context, context)
     if wish.may_shrink and (fitting >= least or needed(least) <= free):
@@ -235,4 +242,4 @@ def pool_blocks(context: int, slots: int, token: int, free: int) -> int:
 
 def mib(size: int) -> str:
     """Bytes as errors tell them."""
-    return f"{size / (1 << 20):,.0f} MiB"
+    return f"{size / MIB:,.0f} MiB"

@@ -141,6 +141,8 @@ class Steps:
     unpacked: int = 0
     """Bytes of the largest quantised matrix in the computation's format, where a step has to make one."""
     processors: int = MOST_PROCESSORS
+    together: int = 0
+    """Rows of prompts that share a forward, where they are more than a chunk's."""
 
     @property
     def chunk(self) -> int:
@@ -152,6 +154,7 @@ class Steps:
         shape = self.shape
         total = step_bytes(shape, slots, self.chunk, self.itemsize, context) + self.unpacked
         total += table_bytes(shape, slots, self.itemsize, context)
+        total += max(0, self.together - self.chunk) * shape.widths * self.itemsize
         if self.on_gpu:
             shares = attention_shares(shape.kv_heads, self.processors, capacity_for(context))
             workspace = workspace_bytes(shape, slots, shares)

@@ -9,8 +9,10 @@ GROUP = 32
 """Inputs that share a scale in Int4."""
 TILE = 64
 """The 4-bit kernels want a multiple of so many outputs; rows of zeros fill up."""
-QUANTIZING = {"Int8": 8, "Int4": 11}
+QUANTIZING = {"None": 0, "Int8": 0, "Int4": 6}
 """Bytes a weight that its quantisation holds at its worst beside the weight itself and the result."""
+PACKING_INT4_ON_GPU = 4
+"""Further ones while a GPU's kernel gets two numbers into a byte."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Packing:
 
     def making(self, matrix: Matrix) -> int:
         """What making one of them holds beside itself in the computation's format, and beside the result."""
-        exact = self.quantization == "None" or matrix.exact
-        return 0 if exact else matrix.elements * QUANTIZING[self.quantization]
+        each = 0 if matrix.exact else QUANTIZING[self.quantization]
+        further = PACKING_INT4_ON_GPU if each and self.on_gpu else 0
+        return matrix.elements * (each + further)
 
 
 @dataclass(frozen=True)

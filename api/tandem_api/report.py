@@ -70,6 +70,7 @@ class ModelReport(Contract):
     expires_at: str | None = Field(None, description="UTC time at which an idle model is unloaded; None: never")
     step_rate: float = Field(0.0, description="steps a second over the last seconds")
     restarts: int = Field(0, description="how often the runner was started again after it died")
+    unloaded_because: str = Field("", description="why the pod unloaded it by itself, as the end of a sentence")
     last_error: str | None = None
     error_reason: str = Field("", description="DoesNotFit where last_error speaks of memory; empty otherwise")
     artifact: Artifact | None = None

@@ -37,6 +37,21 @@ def _int_or_string(pattern: str, minimum: int, maximum: int, **text: int) -> Wit
     return WithJsonSchema({**marker, "pattern": pattern, **text, "minimum": minimum, "maximum": maximum})
 
 
+SUFFIXES = {"": 0, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    f"{letter}i": 1 << 10 * power for power, letter in enumerate("KMGT", 1)
+}
+"""Kubernetes' suffixes of bytes."""
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size such as `24GiB`, `8Gi` or `500M`. Raises ValueError saying what is taken."""
+    given = re.match(MEMORY_PATTERN, text.strip().removesuffix("B"))
+    if given is None:
+        raise ValueError(f"'{text}' is no size of memory; write it as 24GiB, 8Gi, 500M or a number of bytes")
+    suffix = given[2] or ""
+    return int(float(given[0].removesuffix(suffix)) * (SUFFIXES[suffix] or 1))
+
+
 def _text_of_whole(value: object) -> object:
     """A quantity may be written as a number, as in `cpu: 2`; it is kept as text."""
     return str(value) if type(value) is int else value

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tandem_api import names
 from tandem_api.fields import Device
+from tandem_api.scalars import memory_bytes
 
 PREFIX = "TANDEM_"
 
@@ -25,7 +26,14 @@ def _parted(value: object) -> object:
     return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
 
+def _sizes(value: object) -> object:
+    """Sizes parted by commas, as bytes."""
+    return tuple(memory_bytes(part) for part in value.split(",")) if isinstance(value, str) else value
+
+
 FileRoots = Annotated[tuple[Path, ...], BeforeValidator(_parted)]
+
+DeviceMemory = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_sizes)]
 
 
 class Settings(BaseModel):
@@ -37,6 +45,11 @@ class Settings(BaseModel):
     pool_key_file: Path | None = Field(None, description="file with the pool key; None: nobody is asked for a key")
     pod_name: str = "local"
     device: Device = Field(Device.GPU, description="never chosen silently: CPU only where CPU was asked for")
+    device_memory: DeviceMemory = Field(
+        (),
+        description="memory of each device that runners may take, parted by commas, such as 20GiB,20GiB; of a CPU each "
+        "entry is a device of its own; none: all that there is",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a runner; None: as many as the pod may use")
     log_format: Literal["text", "json"] = "text"
 

@@ -21,7 +21,7 @@ from tandem_server.metrics import Metrics
 from tandem_server.metrics_report import ModelFigures
 from tandem_server.residency.holds import Wish
 from tandem_server.residency.host import ModelHost
-from tandem_server.residency.ledger import Ledger, Phase
+from tandem_server.residency.ledger import Ledger, Phase, Why
 from tandem_server.residency.manager import Manager
 
 
@@ -39,8 +39,8 @@ class Pod:
     devices: Devices = field(init=False)
 
     def __post_init__(self) -> None:
-        self.devices = Devices(self.settings.device)
-        self.manager = Manager(self.settings, self._refused, self.metrics.loaded, self.devices.now)
+        self.devices = Devices(self.settings.device, self.settings.device_memory)
+        self.manager = Manager(self.settings, self._refused, self.metrics.loaded, self._unloaded, self.devices.now)
         self.metrics.watch(self.report, self.figures)
 
     def serving(self, request: Request, name: str) -> ModelHost:
@@ -74,6 +74,9 @@ class Pod:
     def figures(self) -> dict[str, ModelFigures]:
         """What metrics tell of each model that has a runner, beyond the report."""
         return {host.entry.name: model_figures(host) for host in self.manager.hosts.values() if host.runner is not None}
+
+    def _unloaded(self, model: str, why: Why) -> None:
+        self.metrics.unloads.labels(model, why.name.lower()).inc()
 
     def _refused(self, model: str, reason: Refusal) -> None:
         self.metrics.refused(model, reason.value)
@@ -144,7 +147,7 @@ def model_report(host: ModelHost) -> ModelReport:
         name=host.entry.name,
         state=host.state,
         progress=host.progress,
-        need_bytes=host.need.wanted,
+        need_bytes=host.sized.need.wanted,
         size_bytes=size_of(host),
         device=host.device if loaded is not None else None,
         processor="" if loaded is None else f"100% {loaded.device_kind}",
@@ -163,6 +166,7 @@ def model_report(host: ModelHost) -> ModelReport:
         expires_at=None if host.expires_at is None or loaded is None else utc_text(host.expires_at),
         step_rate=stats.step_rate if stats is not None and line.running else 0.0,
         restarts=host.restarts,
+        unloaded_because=host.unloaded_because,
         last_error=host.last_error,
         error_reason=host.error_reason,
         artifact=_artifact(host),

@@ -1,44 +1,15 @@
-"""How much memory a model's runner would take, before there is one: from `config.json` and the tensors' names and sizes.
+"""How much memory a model's runner would take, before there is one: from `config.json` and the sizes of its tensors.
 
 Asked by the residency manager and by `tandem plan`. The load itself decides by the same arithmetic (`tandem_api.fit`).
-No torch and no transformers: what only they can tell is bounded from above, and said so in `Footprint.bounds`.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tandem_api.fields import Device
-from tandem_api.fit import Estimate, Footprint, Wish
-from tandem_api.fit_steps import Steps, StepShape
-from tandem_api.fit_weights import Packing
-from tandem_server.engine.interface import LoadError
-from tandem_server.engine.native.config import (
-    DecoderConfig,
-    NotFused,
-    architecture_of,
-    read_decoder_config,
-    read_json,
-    refuse_quantised,
-)
-from tandem_server.engine.native.formats import ITEMSIZES, format_of, stored_format
-from tandem_server.engine.native.headers import Stored, read_headers
-from tandem_server.engine.native.library_shape import LibraryShape
-from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, embeds, most_tokens, positions_of
-from tandem_server.engine.native.shape import inventory_of, step_shape_of
-
-MIB = 1 << 20
-CPU_FIXED = 560 * MIB
-"""Interpreter, torch and our own code in RAM, libraries' files included; measured with torch 2.13 for CPUs."""
-CPU_LIBRARY_FIXED = 840 * MIB
-"""The same with the transformers library."""
-GPU_FIXED = 640 * MIB
-"""The driver's context, kernels and their workspaces, on the device; assumed, not measured."""
-GPU_SEGMENT = 2 * MIB
-"""torch's allocator on a GPU takes memory in such pieces; each large tensor may leave up to one unused."""
-
-Tensors = Mapping[str, Stored]
+from tandem_api.fit import Estimate, Wish
+from tandem_server.engine.native.config import NotFused, architecture_of, read_decoder_config, read_json
+from tandem_server.engine.native.footprints import Tensors, encoder_footprint, fused_footprint, library_footprint
+from tandem_server.engine.native.sentence import embeds
 
 
 def estimate(folder: Path, wish: Wish, tensors: Tensors | None = None, fixed: int | None = None) -> Estimate:
@@ -56,150 +27,10 @@ def estimate(folder: Path, wish: Wish, tensors: Tensors | None = None, fixed: in
     raw = read_json(folder / "config.json")
     architecture = architecture_of(raw)
     if embeds(folder, wish.task, architecture):
-        footprint, wish = _encoder(folder, raw, architecture, wish, tensors)
+        footprint, wish = encoder_footprint(folder, raw, architecture, wish, tensors)
     else:
         try:
-            footprint = _fused(read_decoder_config(folder), wish)
+            footprint = fused_footprint(read_decoder_config(folder), wish)
         except NotFused:
-            footprint = _library(folder, raw, architecture, wish, tensors)
+            footprint = library_footprint(folder, raw, architecture, wish, tensors)
     return Estimate(footprint if fixed is None else replace(footprint, fixed=fixed), wish)
-
-
-def fused_footprint(config: DecoderConfig, packing: Packing, cache_itemsize: int, **known: Any) -> Footprint:
-    """Of a fused decoder in given formats; `known` are further fields of the footprint."""
-    inventory = inventory_of(config)
-    steps = Steps(step_shape_of(config), packing.itemsize, packing.on_gpu, inventory.unpacked(packing))
-    return Footprint(
-        architecture=config.architecture,
-        context_limit=config.context_limit,
-        weights=inventory.bytes(packing),
-        token=config.cache_bytes_per_token(cache_itemsize),
-        loading=inventory.loading(packing),
-        steps=steps,
-        parameters=inventory.parameters,
-        **known,
-    )
-
-
-def _fused(config: DecoderConfig, wish: Wish) -> Footprint:
-    on_gpu = wish.device is Device.GPU
-    dtype, bounds = _format(wish, stored_format(config.dtype))
-    packing = Packing(ITEMSIZES[dtype], wish.quantization, on_gpu)
-    return fused_footprint(
-        config,
-        packing,
-        1 if wish.cache_dtype == "FP8" else packing.itemsize,
-        fixed=_fixed(on_gpu, False),
-        dtype=dtype,
-        bounds=(*bounds, *_gpu_bounds(on_gpu)),
-    )
-
-
-def _library(folder: Path, raw: dict[str, Any], architecture: str, wish: Wish, tensors: Tensors | None) -> Footprint:
-    refuse_quantised(raw)
-    for asked, what in (
-        (wish.quantization != "None", f"quantization {wish.quantization}"),
-        (wish.shared, "kvCache.policy Shared"),
-        (wish.cache_dtype == "FP8", "kvCache.dtype FP8"),
-    ):
-        if asked:
-            raise LoadError(f"{what} is for models with a fused decoder, and {architecture} has none")
-    on_gpu, shape = wish.device is Device.GPU, LibraryShape(raw)
-    dtype, bounds = _format(wish, stored_format(raw.get("dtype") or raw.get("torch_dtype")))
-    itemsize, found = ITEMSIZES[dtype], (read_headers(folder) if tensors is None else tensors).values()
-    elements = sum(tensor.elements for tensor in found if tensor.is_float)
-    largest = max((tensor.elements for tensor in found if tensor.is_float), default=0)
-    # On a CPU the head is replaced by a matrix of its own, so that a tied table is there twice.
-    copies = shape.step.vocabulary * shape.step.hidden if shape.tied and not on_gpu else 0
-    return Footprint(
-        architecture=architecture,
-        context_limit=shape.positions,
-        weights=(elements + copies) * itemsize,
-        token=shape.token_elements * itemsize,
-        fixed=_fixed(on_gpu, True),
-        loading=2 * largest * itemsize,
-        steps=Steps(shape.step, itemsize, on_gpu),
-        parameters=elements,
-        dtype=dtype,
-        bounds=(
-            *bounds,
-            "the transformers library computes it: its attention's shape is taken from config.json at its widest",
-            *_gpu_bounds(on_gpu),
-        ),
-    )
-
-
-def _encoder(
-    folder: Path, raw: dict[str, Any], architecture: str, wish: Wish, tensors: Tensors | None
-) -> tuple[Footprint, Wish]:
-    """Its memory, and the wish as encoders take it: they have no contexts that could shrink."""
-    refuse_quantised(raw)
-    if wish.quantization != "None":
-        raise LoadError(f"quantization {wish.quantization} is for models that make text; {architecture} does not")
-    on_gpu, stored = wish.device is Device.GPU, stored_format(raw.get("dtype") or raw.get("torch_dtype"))
-    dtype = wish.dtype if wish.dtype in ITEMSIZES else stored if on_gpu else "Float32"
-    itemsize, found = ITEMSIZES[dtype], read_headers(folder) if tensors is None else tensors
-    elements = _encoder_elements(folder, raw, architecture, found)
-    limit = positions_of(raw, architecture)
-    limit = min(limit, most_tokens(folder) or limit)
-    shape = _encoder_shape(raw)
-    largest = max((tensor.elements for tensor in found.values() if tensor.is_float), default=0)
-
-    def steps(slots: int, context: int) -> int:
-        tokens = max(BATCH_TOKENS, context)
-        # States and their residual and normed copies, projections, what attention mixed; the inner layer before and after.
-        widths = 4 * shape.hidden + shape.qkv_width + 2 * shape.intermediate
-        return tokens * (widths * itemsize + context * (1 + itemsize))
-
-    footprint = Footprint(
-        architecture=architecture,
-        context_limit=limit,
-        weights=elements * itemsize,
-        token=0,
-        fixed=_fixed(on_gpu, True),
-        loading=largest * itemsize,
-        steps=steps,
-        parameters=elements,
-        dtype=dtype,
-        bounds=(
-            "the transformers library computes it: intermediate results are bounded by its widths",
-            *_gpu_bounds(on_gpu),
-        ),
-    )
-    return footprint, replace(wish, context=min(wish.context or limit, limit), may_shrink=False, shared=False)
-
-
-def _encoder_elements(folder: Path, raw: dict[str, Any], architecture: str, tensors: Tensors) -> int:
-    """Numbers of the model and of the layers behind its pooling: what was trained for something else is not read."""
-    heads = tuple(head for head in TASK_HEADS if head != POOLER)
-    own = sum(tensor.elements for name, tensor in tensors.items() if tensor.is_float and not name.startswith(heads))
-    hidden = int(raw.get("hidden_size") or 0)
-    has_pooler = any(POOLER in name for name in tensors)
-    # The library's class makes one where the checkpoint has none.
-    made = 0 if has_pooler or not architecture.startswith(("Bert", "Roberta", "XLMRoberta", "MPNet")) else hidden
-    behind = sum(
-        tensor.elements for file in folder.glob("*/model.safetensors") for tensor in read_headers(file.parent).values()
-    )
-    return own + made * (made + 1) + behind
-
-
-def _encoder_shape(raw: dict[str, Any]) -> StepShape:
-    inner = {"num_hidden_layers": 1, "max_position_embeddings": 512, **raw}
-    return LibraryShape({**inner, "hidden_size": raw.get("hidden_size") or raw.get("dim")}).step
-
-
-def _format(wish: Wish, stored: str) -> tuple[str, tuple[str, ...]]:
-    """The format, and what of it is assumed."""
-    dtype, _ = format_of(wish.dtype, stored, wish.device is Device.GPU, wish.quantization)
-    if dtype is not None:
-        return dtype, ()
-    return "Float32", ("dtype Auto on a CPU is measured at load; Float32 is counted, BFloat16 would take half",)
-
-
-def _fixed(on_gpu: bool, library: bool) -> int:
-    return GPU_FIXED if on_gpu else CPU_LIBRARY_FIXED if library else CPU_FIXED
-
-
-def _gpu_bounds(on_gpu: bool) -> tuple[str, ...]:
-    text = f"{GPU_FIXED // MIB} MiB are assumed for the driver's context and kernels"
-    return (text,) if on_gpu else ()

@@ -65,6 +65,8 @@ def _ask(
 
 def _answer(pod: Pod, host: ModelHost, body: Generating, ask: Ask, shape: Shape) -> Response:
     usage = Usage()
+    if ask.wish.owner and ask.context_cap is not None:
+        host.widen(ask.context_cap)
     pieces = generate(host, ask, pod.metrics, usage)
 
     def headers() -> dict[str, str]:

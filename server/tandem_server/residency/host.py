@@ -26,8 +26,8 @@ from tandem_server.engine import wire
 from tandem_server.engine.interface import DoesNotFit
 from tandem_server.logs import size_text
 from tandem_server.residency.holds import Holds, Wish
-from tandem_server.residency.ledger import Grant, Phase, Why
-from tandem_server.residency.need import UNKNOWN, need_of
+from tandem_server.residency.ledger import Grant, Leave, Phase, Why
+from tandem_server.residency.need import UNKNOWN, Sizes
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.progress import ProgressLog
 from tandem_server.residency.record import Record, backoff
@@ -64,7 +64,7 @@ async def _first(
 
 
 class Unwanted(Exception):
-    """Nobody wants the model any more that waited for room."""
+    """Nobody wants the model that waited for room."""
 
 
 class Ended(enum.Enum):
@@ -116,8 +116,10 @@ class ModelHost:
         launcher: Launcher,
         admission: Admission,
         room: Room,
+        sizes: Sizes,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[bool, float, int], None] = lambda worked, seconds, size: None,
+        on_unload: Callable[[Why], None] = lambda why: None,
     ) -> None:
         self.entry = entry
         self.admission = admission
@@ -134,7 +136,7 @@ class ModelHost:
         self.loads = 0
         self.load_seconds = 0.0
         self.retry_at: float | None = None
-        self.need = UNKNOWN
+        self.sized = UNKNOWN
         """As it was estimated last."""
         self.kept = False
         """Loaded again by itself when it is lost: it is preloaded here."""
@@ -144,14 +146,18 @@ class ModelHost:
         self._holds = Holds(usual, usual)
         self._configure_holds()
         self._room = room
+        self._sizes = sizes
         self._grant: asyncio.Future[Grant] | None = None
-        self._sent_away: Why | None = None
+        self.unloaded_because = ""
+        """The end of a sentence that says why it was unloaded last; empty while it is loaded."""
+        self._sent_away: Leave | None = None
         self._leave = asyncio.Event()
         admission.on_use = self._used
         self._settings = settings
         self._launcher = launcher
         self._on_change = on_change
         self._on_load = on_load
+        self._on_unload = on_unload
         self._record = Record()
         self._wanted = asyncio.Event()
         self._reload = asyncio.Event()
@@ -194,6 +200,15 @@ class ModelHost:
             code="model_load_failed",
             retry_after=wait,
         )
+
+    def widen(self, context: int) -> None:
+        """More context is wanted than the model was asked to have: it is loaded anew with that, after what runs."""
+        asked, limit = self.entry.context.length, self.last_loaded.context_limit if self.last_loaded else context
+        if not isinstance(asked, int) or min(context, limit) <= asked:
+            return
+        wider = self.entry.context.model_copy(update={"length": min(context, limit)})
+        self.update(self.entry.model_copy(update={"context": wider}))
+        self.admission.resize(0)
 
     def update(self, entry: CatalogModel) -> None:
         """New settings: queue bounds and defaults at once, the rest by a reload after what runs now."""
@@ -247,9 +262,17 @@ class ModelHost:
         if self._grant is not None and not self._grant.done():
             self._grant.set_exception(LoadFailed(sentence, DoesNotFit.reason))
 
-    def leave(self, why: Why) -> None:
+    def later(self) -> None:
         """See `room.Tenant`."""
-        self._sent_away = why
+        if self._grant is not None and not self._grant.done():
+            _log.info("Model %s does not fit beside the others; it is loaded when it is asked for.", self.entry.name)
+            self._grant.set_exception(Unwanted())
+
+    def leave(self, order: Leave) -> None:
+        """See `room.Tenant`."""
+        self._sent_away = order
+        self.unloaded_because = order.because
+        self._on_unload(order.why)
         self._leave.set()
         self.admission.resize(0)
 
@@ -288,7 +311,8 @@ class ModelHost:
             try:
                 await self._load()
             except Unwanted:
-                self._wanted.clear()
+                if not self.admission.line.waiting:
+                    self._wanted.clear()
                 self._enter(ModelState.UNLOADED)
                 continue
             except (SourceError, CheckpointError, LoadFailed, OSError) as error:
@@ -320,7 +344,8 @@ class ModelHost:
 
     def _rest(self) -> None:
         """It was unloaded: it stays so until somebody asks, unless somebody does, or it only makes way for itself."""
-        grows, self._sent_away = self._sent_away is Why.GROWS, None
+        grows = self._sent_away is not None and self._sent_away.why is Why.GROWS
+        self._sent_away = None
         if not grows and not self.admission.line.waiting:
             self._wanted.clear()
 
@@ -331,17 +356,19 @@ class ModelHost:
         note = ProgressLog(entry.name, self._progressed)
         _log.info("Loading model %s from %s.", entry.name, entry.source)
         folder = await resolve(entry.source, entry.revision, self._settings, note.told, entry.name)
-        self.need = await in_thread(need_of, folder, entry, self._settings)
+        self.sized = await in_thread(self._sizes.of, folder, entry, self._settings)
         try:
-            grant = await self._room_for(self.need, note)
+            grant = await self._room_for(note)
             loaded = await self._start(folder, grant, note)
         except BaseException:
             self._give_room_back()
             raise
         self.loads += 1
+        self.unloaded_because = ""
         self.load_seconds = time.monotonic() - began
         self._on_load(True, self.load_seconds, loaded.weight_bytes)
         self._record.loaded()
+        self._sizes.learn(self.sized, loaded)
         self._tell_loaded(loaded)
         self._well()
         self._holds.loaded(time.monotonic())
@@ -350,12 +377,13 @@ class ModelHost:
         if self._sent_away is None:
             self.admission.resize(loaded.slots)
 
-    async def _room_for(self, need: Need, note: ProgressLog) -> Grant:
+    async def _room_for(self, note: ProgressLog) -> Grant:
         """Waits for its turn and for memory. Raises LoadFailed, Unwanted."""
         self._leave.clear()
         self._grant = asyncio.get_running_loop().create_future()
         try:
-            self._room.ask(self.entry.name, need, self.pinned, len(self.admission.line.waiting), self)
+            queued, modest = len(self.admission.line.waiting), self._settings.one_user
+            self._room.ask(self.entry.name, self.sized.need, self, queued, self.pinned, modest)
             if not self._grant.done():
                 note.told(Progress(phase="waiting for memory"))
             return await self._grant
@@ -402,7 +430,7 @@ class ModelHost:
             self.runner = None
             self._give_room_back()
         else:
-            why = self._sent_away.value if self._sent_away is not None else "the settings of its model changed"
+            why = self._sent_away.because if self._sent_away is not None else "the settings of its model changed"
             await self._stop(runner, f"was ended because {why}")
         return Ended.DIED if died else Ended.SENT_AWAY if sent else Ended.CHANGED
 

@@ -42,6 +42,7 @@ class Resident:
 
     Attributes:
         since: when it began to wait, which is its place in line.
+        modest: nobody has asked for it: it loads where there is room, and otherwise when somebody does.
         device: index of the device that it lies on.
         bytes: what it holds there.
         granted: what it might have taken; less than `need.wanted` when it was shrunk.
@@ -56,6 +57,7 @@ class Resident:
     need: Need
     since: float
     pinned: bool = False
+    modest: bool = False
     phase: Phase = Phase.WAITING
     device: int = 0
     bytes: int = 0
@@ -146,8 +148,8 @@ class Why(enum.Enum):
     """Why a model is unloaded."""
 
     EXPIRED = "its keep-alive ended"
-    ROOM = "another model needs its room"
-    GROWS = "there is memory for more context now"
+    ROOM = "another model needed its room"
+    GROWS = "there is memory for more context"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,11 @@ class Leave:
     name: str
     why: Why
     room_for: str = ""
+
+    @property
+    def because(self) -> str:
+        """The end of a sentence: since ..."""
+        return f"model {self.room_for} needed its room" if self.room_for else self.why.value
 
 
 @dataclass(frozen=True)
@@ -191,4 +198,11 @@ class Refuse:
     sentence: str
 
 
-Decision = Grant | Leave | Yield | Resume | Refuse
+@dataclass(frozen=True)
+class Later:
+    """A waiting model that nobody has asked for finds no room; it waits no more."""
+
+    name: str
+
+
+Decision = Grant | Leave | Yield | Resume | Refuse | Later

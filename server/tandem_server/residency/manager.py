@@ -16,7 +16,8 @@ from tandem_server.config import Settings
 from tandem_server.line import Gate, Refusal
 from tandem_server.logs import Summary
 from tandem_server.residency.host import ModelHost, not_here
-from tandem_server.residency.ledger import Ledger
+from tandem_server.residency.ledger import Ledger, Why
+from tandem_server.residency.need import Sizes
 from tandem_server.residency.process import Launcher
 from tandem_server.residency.room import Room
 
@@ -36,6 +37,7 @@ class Manager:
     Args:
         on_refused: told of (model, reason) of each refusal, for metrics.
         on_load: told of (model, whether it worked, seconds, bytes of weights) of each load, for metrics.
+        on_unload: told of (model, why) when the pod unloads one by itself, for metrics.
         devices: what the pod computes on; asked when the first catalog comes, before any runner.
     """
 
@@ -44,6 +46,7 @@ class Manager:
         settings: Settings,
         on_refused: Callable[[str, Refusal], None] = lambda model, reason: None,
         on_load: Callable[[str, bool, float, int], None] = lambda model, worked, seconds, size: None,
+        on_unload: Callable[[str, Why], None] = lambda model, why: None,
         devices: Callable[[], Sequence[DeviceReport]] = lambda: (),
     ) -> None:
         self.settings = settings
@@ -56,10 +59,12 @@ class Manager:
         self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format, beat)
         self._on_refused = on_refused
         self._on_load = on_load
+        self._on_unload = on_unload
         self._bound = PodBound(settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
         self._leaving: set[ModelHost] = set()
         self._devices = devices
+        self._sizes = Sizes()
         self._room: Room | None = None
         self._ready = False
         self._gate = Gate.OPEN
@@ -175,7 +180,15 @@ class Manager:
                 self._tried.add(name)
 
         return ModelHost(
-            entry, self.settings, self.launcher, admission, self.room, changed, partial(self._on_load, name)
+            entry,
+            self.settings,
+            self.launcher,
+            admission,
+            self.room,
+            self._sizes,
+            changed,
+            partial(self._on_load, name),
+            partial(self._on_unload, name),
         )
 
     def _remove(self, host: ModelHost) -> None:

@@ -14,6 +14,7 @@ from tandem_server.residency.ledger import (
     NEVER,
     Decision,
     Grant,
+    Later,
     Leave,
     Ledger,
     Need,
@@ -39,7 +40,10 @@ class Tenant(Protocol):
     def refused(self, sentence: str) -> None:
         """It can never be loaded here as things are."""
 
-    def leave(self, why: Why) -> None:
+    def later(self) -> None:
+        """It finds no room, and nobody asks for it: it may ask again when somebody does."""
+
+    def leave(self, order: Leave) -> None:
         """Take no more requests and end the runner; nobody uses it. Tell `gone` when its process is."""
 
     def pause(self) -> None:
@@ -81,11 +85,13 @@ class Room:
         self._timer: Timer | None = None
         self._looking = self._again = False
 
-    def ask(self, name: str, need: Need, pinned: bool, queued: int, tenant: Tenant) -> None:
+    def ask(
+        self, name: str, need: Need, tenant: Tenant, queued: int, pinned: bool = False, modest: bool = False
+    ) -> None:
         """The model wants to load; it will be granted or refused, maybe at once."""
         assert name not in self.ledger.residents, f"{name} asks twice"
         self._tenants[name] = tenant
-        self.ledger.residents[name] = Resident(name, need, self._clock(), pinned, queued=queued)
+        self.ledger.residents[name] = Resident(name, need, self._clock(), pinned, modest, queued=queued)
         self._look()
 
     def of(self, name: str) -> Resident | None:
@@ -169,11 +175,13 @@ class Room:
         elif isinstance(decision, Refuse):
             del self._tenants[decision.name]
             tenant.refused(decision.sentence)
+        elif isinstance(decision, Later):
+            del self._tenants[decision.name]
+            tenant.later()
         elif isinstance(decision, Leave):
             self.evictions += decision.why is Why.ROOM
-            beside = f" ({decision.room_for})" if decision.room_for else ""
-            _log.info("Model %s is unloaded: %s%s.", decision.name, decision.why.value, beside)
-            tenant.leave(decision.why)
+            _log.info("Model %s is unloaded since %s.", decision.name, decision.because)
+            tenant.leave(decision)
         elif isinstance(decision, Yield):
             _log.info(
                 "Model %s takes no further requests until model %s, which waits for its room, was loaded.",

@@ -13,6 +13,7 @@ from tandem_server.residency.ledger import (
     NEVER,
     Decision,
     Grant,
+    Later,
     Leave,
     Ledger,
     Phase,
@@ -134,6 +135,12 @@ class _Turn:
                 if min(amount, target) >= need.minimum and amount == max(most)
             ]
         found = [option for option in options if option is not None]
+        if waiter.modest and not waiter.queued:
+            found = [option for option in found if self._is_there(option)]
+            if not found:
+                del ledger.residents[waiter.name]
+                self.decisions.append(Later(waiter.name))
+                return
         if found:
             self._take(waiter, min(found, key=self._cost))
             return
@@ -182,10 +189,15 @@ class _Turn:
         latest = max((one.quiet_since for one in option.victims), default=0.0)
         return len(option.victims), latest, -self._spaces[option.device].soon
 
+    def _is_there(self, option: _Option) -> bool:
+        """Whether nobody has to go for it, or to be gone first."""
+        seat = self._ledger.count + self._claims() < self._ledger.most
+        return not option.victims and self._spaces[option.device].now >= option.bytes and seat
+
     def _take(self, waiter: Resident, option: _Option) -> None:
         """Grants, or lets the victims go and keeps what they leave for the waiter."""
         space = self._spaces[option.device]
-        if not option.victims and space.now >= option.bytes and self._ledger.count + self._claims() < self._ledger.most:
+        if self._is_there(option):
             waiter.phase, waiter.device = Phase.LOADING, option.device
             waiter.bytes = waiter.granted = option.bytes
             space.free -= option.bytes

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tandem_server.line import Line, Place, Refused, Ticket
 from tandem_server.residency.holds import Holds, Wish
-from tandem_server.residency.ledger import Grant, Need, Phase, Why
+from tandem_server.residency.ledger import Grant, Leave, Need, Phase, Why
 from tandem_server.residency.room import Room
 from tandem_server.residency.rules import Times
 
@@ -143,7 +143,8 @@ class Model:
 
     def ask(self) -> None:
         self.state = "asking"
-        self.world.room.ask(self.name, self.need, self.pinned, len(self.line.waiting), self)
+        modest = self.world.random.random() < 0.1
+        self.world.room.ask(self.name, self.need, self, len(self.line.waiting), self.pinned, modest)
 
     # What it is told.
 
@@ -173,7 +174,13 @@ class Model:
         if self.state == "loaded":
             self.resize(self.slots)
 
-    def leave(self, why: Why) -> None:
+    def later(self) -> None:
+        assert not self.line.waiting
+        self.state = "unloaded"
+        self.world.counts["later"] += 1
+
+    def leave(self, order: Leave) -> None:
+        why = order.why
         assert self.state == "loaded"
         assert not self.line.running, f"{self.name} is evicted while it is busy"
         assert not self.line.waiting or self.line.slots == 0

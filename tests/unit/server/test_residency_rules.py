@@ -2,7 +2,19 @@
 
 import math
 
-from tandem_server.residency.ledger import Grant, Leave, Ledger, Need, Phase, Refuse, Resident, Resume, Why, Yield
+from tandem_server.residency.ledger import (
+    Grant,
+    Later,
+    Leave,
+    Ledger,
+    Need,
+    Phase,
+    Refuse,
+    Resident,
+    Resume,
+    Why,
+    Yield,
+)
 from tandem_server.residency.rules import Times, decide
 
 TIMES = Times(patience=5.0, stay=20.0, quiet=5.0)
@@ -206,3 +218,18 @@ def test_what_a_lost_process_holds_is_not_given_away():
     desk.wants("a", 60)
     (refusal,) = desk.decide()
     assert isinstance(refusal, Refuse)
+
+
+def test_what_nobody_asked_for_does_not_push_others_out():
+    desk = Desk(100)
+    desk.loads("a", 0, 60)
+    desk.wants("b", 50)
+    desk.ledger.residents["b"].modest, desk.ledger.residents["b"].queued = True, 0
+    assert desk.decide() == [Later("b")]
+    desk.wants("b", 50)
+    desk.ledger.residents["b"].modest = True
+    assert desk.decide() == [Leave("a", Why.ROOM, "b")]
+    desk.wants("c", 40)
+    desk.ledger.residents["c"].modest, desk.ledger.residents["c"].queued = True, 0
+    desk.gone("a")
+    assert desk.decide() == [Grant("b", 0, 50), Grant("c", 0, 40)]

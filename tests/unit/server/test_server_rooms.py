@@ -9,8 +9,8 @@ from server_site import until
 from tandem_api.fields import Residency
 from tandem_api.names import CALLER_HEADER, KEEP_ALIVE_HEADER
 from tandem_api.report import ModelState
-from tandem_server.residency import host as host_module
 from tandem_server.residency.ledger import Need
+from tandem_server.residency.need import Sized, Sizes
 
 pytestmark = pytest.mark.process
 SIZE = 1230
@@ -20,7 +20,7 @@ SIZE = 1230
 @pytest.fixture
 def rooms(serve, make_model, monkeypatch):
     """Starts a pod with room for some fake models, each of `SIZE` bytes."""
-    monkeypatch.setattr(host_module, "need_of", lambda folder, entry, settings: Need(SIZE, SIZE))
+    monkeypatch.setattr(Sizes, "of", lambda sizes, folder, entry, settings: Sized(Need(SIZE, SIZE)))
 
     async def start(count, room, fields=None, fake=None, **settings):
         models = [make_model(f"m{number}", **(fake or {})) for number in range(count)]
@@ -63,6 +63,7 @@ async def test_the_longest_unused_model_makes_way_and_no_request_is_lost(rooms):
     assert report["m1"].last_error is None
     assert site.pod.manager.room.evictions == 1
     assert (report["m1"].need_bytes, report["m2"].device, report["m1"].device) == (SIZE, 0, None)
+    assert 'tandem_model_unloads_total{model="m1",why="room"} 1.0' in (await site.client.get("/metrics")).text
     room = site.pod.report().room
     assert (room.free_bytes, room.reach_bytes, room.free_seats, room.reach_seats) == (0, 2 * SIZE, 1, 3)
 
@@ -217,6 +218,52 @@ async def test_a_crashed_model_gives_its_room_back_and_comes_again(rooms):
     assert crash.status_code == 500
     assert (await ask(site, "m1")).status_code == 200
     assert (await ask(site, "m0")).status_code == 200
+
+
+async def test_one_user_who_asks_for_more_context_gets_it_by_another_load(rooms):
+    site = await rooms(1, room=1, fields={"context": {"length": 64}}, one_user=True)
+    assert (await ask(site, "m0")).headers["x-tandem-context-length"] == "64"
+    wider = await ask(site, "m0", options={"num_ctx": 128, "num_predict": 3})
+    assert (wider.status_code, wider.headers["x-tandem-context-length"]) == (200, "128")
+    assert (await ask(site, "m0", options={"num_ctx": 32, "num_predict": 3})).headers[
+        "x-tandem-context-length"
+    ] == "128"
+    assert (await ask(site, "m0", options={"num_ctx": 99_999, "num_predict": 3})).status_code == 200
+    assert (await ps(site))["m0"]["context_length"] == 256
+    assert site.host("m0").loads == 3
+
+
+async def test_in_a_shared_pod_more_context_never_reloads(rooms):
+    site = await rooms(1, room=1, fields={"context": {"length": 64}})
+    answer = await ask(site, "m0", options={"num_ctx": 128, "num_predict": 3})
+    assert (answer.status_code, answer.headers["x-tandem-context-length"]) == (200, "64")
+    assert site.host("m0").loads == 1
+
+
+async def test_a_shrunk_model_says_so_and_grows_back_when_memory_is_free(rooms, monkeypatch):
+    """One byte a token: two models of 200 tokens each on 300 bytes, of which the first is busy for a while."""
+    monkeypatch.setattr(Sizes, "of", lambda sizes, folder, entry, settings: Sized(Need(64, 200)))
+    site = await rooms(2, room=1, fake={"token_bytes": 1, "context": 200})
+    room = site.pod.manager.room
+    room.ledger.capacity = [300]
+    room._times = type(room._times)(patience=0.1, stay=60.0, quiet=0.1)
+    site.models[0].hold()
+    running = asyncio.create_task(ask(site, "m0"))
+    await until(lambda: site.models[0].admitted())
+    answer = await ask(site, "m1")
+    assert (answer.status_code, answer.headers["x-tandem-context-length"]) == (200, "100")
+    entry = (await ps(site))["m1"]
+    assert (entry["context_length"], entry["tandem"]["context_reason"]) == (
+        100,
+        "200 tokens were asked for and 100 fit",
+    )
+    site.models[0].release()
+    assert (await running).status_code == 200
+    await site.client.post("/api/generate", json={"model": "m0", "keep_alive": 0})
+    await until(lambda: (told := site.host("m1").loaded) and told.context == 200, "the model to grow back")
+    assert site.host("m1").loads == 2
+    report = site.pod.report().models[1]
+    assert (report.context_given, report.context_reason) == (200, "")
 
 
 async def _loaded(site, name):

@@ -23,7 +23,9 @@ class Checkpoint:
         self._used: set[str] = set()
         self._done = 0
         headers = {file: read_header(file) for file in set(self._where.values())}
-        self.total_bytes = sum(headers[file][name].bytes for name, file in self._where.items())
+        self.stored = {name: headers[file][name] for name, file in self._where.items()}
+        """Type and size of every tensor."""
+        self.total_bytes = sum(tensor.bytes for tensor in self.stored.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._where

@@ -45,7 +45,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 
 def locate(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor. Raises LoadError for a folder whose files are missing, cut off or of another kind."""
+    """Which file holds each tensor. Raises LoadError where files are missing, cut off or of another kind."""
     if (folder / INDEX).is_file():
         where = read_json(folder / INDEX).get("weight_map")
         if not isinstance(where, dict):

@@ -8,7 +8,8 @@ from typing import Any
 from tandem_api.fit_steps import StepShape
 from tandem_server.engine.interface import LoadError
 
-HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
+INNER = ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 SCORED = ("attn_logit_softcapping", "attention_sink", "sinks")
@@ -33,9 +34,7 @@ class LibraryShape:
             int(self._raw.get("qk_nope_head_dim") or 0) + int(self._raw.get("qk_rope_head_dim") or 0),
             int(self._raw.get("v_head_dim") or 0),
         )
-        inner_width = max(
-            int(self._raw.get(key) or 0) for key in ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim")
-        )
+        inner_width = max(int(self._raw.get(key) or 0) for key in INNER)
         self.step = StepShape(
             hidden=hidden,
             qkv_width=(heads + 2 * kv_heads) * max(sizes),
