@@ -207,6 +207,8 @@ class Manager:
             _log.warning("Requests of model %s still ran at its removal's deadline; they fail.", host.entry.name)
         await host.close()
         self._leaving.discard(host)
+        if host.entry.name not in self.hosts:
+            self._bound.leave(host.entry.name)
 
     def _tell_refused(self, name: str, count: int, seconds: float, detail: str) -> None:
         if seconds:
