@@ -31,6 +31,8 @@ BATCHES = (1, 8, SLOTS)
 PROMPT, LONG_PROMPT = 32, 256
 NEW, NEW_DEMO, NEW_WARM_UP = 128, 64, 8
 """Tokens of an answer: of the aims, of the small model, and while engines compile and caches fill."""
+SETTLE_SECONDS = 1.5
+"""For the workers of a server to come to rest: vLLM's spin for about a second after their last work."""
 
 
 SHAPE: dict[str, Any] = {
@@ -140,8 +142,19 @@ def _ready(arm: Arm, began: float, more: str = "") -> None:
     tell(f"  {arm.name} is ready after {time.monotonic() - began:.0f} s {more}".rstrip())
 
 
-def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: int, found: list[Measured]) -> None:
-    """Every case on every engine, `rounds` times after one round of warming up; adds to `found` as it goes."""
+def measure(
+    arms: dict[str, Arm],
+    wanted: list[Case],
+    vocabulary: int,
+    rounds: int,
+    found: list[Measured],
+    settle: float = 0.0,
+) -> None:
+    """Every case on every engine, `rounds` times after one round of warming up; adds to `found` as it goes.
+
+    Args:
+        settle: seconds to wait before each job.
+    """
     turn = 0
     for number in range(rounds + 1):
         for case in wanted:
@@ -150,6 +163,7 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
             shown = []
             taking_part = [name for name in arms if name != MEMORY or (case.batch == 1 and not case.first)]
             for name in rotated(taking_part, turn):
+                time.sleep(settle)
                 one = Measured(case, name, number, arms[name].run(job))
                 as_time = case.first or not number
                 shown.append(f"{name} {one.seconds * 1000:.0f} ms" if as_time else f"{name} {one.rate:.0f} tok/s")

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from engine import DTYPES, NO_VLLM, VLLM_PYTHON, cases, measure, random_model, vllm_settings
+from engine import DTYPES, NO_VLLM, SETTLE_SECONDS, VLLM_PYTHON, cases, measure, random_model, vllm_settings
 from engine_arms import CONTEXT, SLOTS, Arm, ArmError, Native
 from engine_record import Record, kept, tell
 from engine_results import AIMED, OURS
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace, scratch: Path, record: Record) -> None:
         arms = start(folder, options, scratch, ends)
         for arm in arms.values():
             record.versions |= arm.versions
-        measure(arms, cases(model, DTYPE, greedy=False), vocabulary, options.rounds, record.found)
+        wanted = cases(model, DTYPE, greedy=False)
+        measure(arms, wanted, vocabulary, options.rounds, record.found, SETTLE_SECONDS)
 
 
 def main() -> None:

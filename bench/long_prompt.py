@@ -22,7 +22,7 @@ from typing import Any
 
 import aiohttp
 import uvloop
-from engine import DTYPES, NO_VLLM, VLLM_PYTHON, random_model, vllm_settings
+from engine import DTYPES, NO_VLLM, SETTLE_SECONDS, VLLM_PYTHON, random_model, vllm_settings
 from engine_arms import ArmError
 from engine_record import Record, kept, tell
 from engine_results import OURS, rotated
@@ -52,7 +52,11 @@ QUIET_SECONDS, PAUSE_SECONDS = 3.0, 0.3
 
 
 class Turn:
-    """One server's turn of a round: its clients, and the prompts of the round."""
+    """One server's turn of a round: its clients, and the prompts of the round.
+
+    A short request whose first token comes after the long prompt was read was sent before, and counts; tokens of the
+    running ones count until then.
+    """
 
     def __init__(self, client: aiohttp.ClientSession, target: Target, seed: str) -> None:
         self._client = client
@@ -62,24 +66,27 @@ class Turn:
     async def run(self, arm: str, number: int, long: int) -> Round:
         """Everything in order. Raises ArmError."""
         async with self._running() as running:
-            quiet = time.perf_counter() + QUIET_SECONDS
-            before = await self._seen(running, lambda: time.perf_counter() > quiet)
+            began = time.perf_counter()
+            firsts = await self._firsts(lambda: time.perf_counter() > began + QUIET_SECONDS)
+            before = self._seen(running, firsts, began, time.perf_counter())
             answer = Answer()
             reading = asyncio.create_task(self._ask(long, 1, answer))
-            during = await self._seen(running, reading.done)
+            firsts = await self._firsts(reading.done)
             await reading
+            during = self._seen(running, firsts, answer.began, answer.pieces[0])
         return Round(arm, number, before, during, answer.first)
 
-    async def _seen(self, running: list[Answer], done: Callable[[], bool]) -> Seen:
-        """What short requests and running ones see until `done`, which is asked about after each short request."""
-        began = time.perf_counter()
-        firsts = []
+    async def _firsts(self, done: Callable[[], bool]) -> list[float]:
+        """Seconds to the first token of short requests, one after the other, until `done`."""
+        found = []
         while not done():
-            firsts.append((await self._ask(SHORT, NEW_SHORT)).first)
+            found.append((await self._ask(SHORT, NEW_SHORT)).first)
             await asyncio.sleep(PAUSE_SECONDS)
+        return found
+
+    def _seen(self, running: list[Answer], firsts: list[float], began: float, ended: float) -> Seen:
         if any(answer.ended for answer in running):
             raise ArmError(f"the running requests of {self._target.model} ended too soon: give them more tokens")
-        ended = time.perf_counter()
         return Seen(tuple(firsts), tuple(gap for each in running for gap in gaps_within(each.pieces, began, ended)))
 
     @asynccontextmanager
@@ -109,6 +116,7 @@ async def measure(targets: dict[str, Target], options: argparse.Namespace, found
     async with session() as client:
         for number in range(options.rounds + 1):
             for arm in rotated(list(targets), number):
+                await asyncio.sleep(SETTLE_SECONDS)
                 long = options.tokens if number else min(options.tokens, 2 * options.batched)
                 one = await Turn(client, targets[arm], f"{number}").run(arm, number, long)
                 tell(f"  {f'round {number}' if number else 'warm-up'}, {told(one)}")
