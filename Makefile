@@ -17,7 +17,7 @@ endif
 	bench-operator bench-overlap bench-prefix bench-timeline
 
 help: ## lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 env: ## makes .venv from uv.lock (needs only Python 3.11+)
 	@tools/environment.sh

@@ -3,8 +3,8 @@
 `make bench-http`, or `python bench/engine_http.py [--rounds 3]`. The 135M shape of `bench/engine.py` with random
 weights and a random tokenizer; 32 prompt tokens, 128 new ones, sampled. A real pod (`python -m tandem_server` with a
 catalog) serves it in bfloat16 and in Int4; `vllm serve` beside it in bfloat16. One client asks one of them at a time,
-in changing order, round by round; our engine alone, asked through its wire, shows what the front end costs. The client
-runs on the same cores: its work slows all alike. Ollama's figures of another machine stand beside ours (see
+in changing order, round by round; with `--wire` our engine alone too, to show what the front end costs. The client runs
+on the same cores: its work slows all alike. Ollama's figures of another machine stand beside ours (see
 `http_figures.py`). Tells each round, and prints one JSON object.
 """
 
@@ -38,8 +38,9 @@ def start(folder: Path, options: argparse.Namespace, scratch: Path, ends: ExitSt
     for name, entry in MODELS.items():
         arms[name] = Served(name, Target(pod.url, entry["name"]), {})
     tell(f"  our pod is ready after {pod.started_seconds:.0f} s")
-    arms[WIRE] = Native(folder, DTYPES[DTYPE], options.threads, scratch)
-    ends.callback(arms[WIRE].close)
+    if options.wire:
+        arms[WIRE] = Native(folder, DTYPES[DTYPE], options.threads, scratch)
+        ends.callback(arms[WIRE].close)
     if options.vllm_python.exists():
         settings = {"dtype": DTYPE, "max-model-len": CONTEXT, "max-num-seqs": SLOTS}
         environment = vllm_settings(options.vllm_python)
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each engine; default: all")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--wire", action="store_true", help="our engine once more, asked through its runner's wire")
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     options = parser.parse_args()
     if not options.vllm_python.exists():
