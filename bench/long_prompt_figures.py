@@ -39,8 +39,11 @@ class Round:
 
 
 def gaps_within(pieces: Sequence[float], began: float, ended: float) -> tuple[float, ...]:
-    """Seconds between pieces of an answer, of all gaps that end in the stretch; one that began before counts whole."""
-    return tuple(later - earlier for earlier, later in pairwise(pieces) if began < later <= ended)
+    """Seconds between pieces of an answer, of all gaps that reach into the stretch; such a one counts whole.
+
+    So a server that tells nothing at all during the stretch shows its one long pause.
+    """
+    return tuple(later - earlier for earlier, later in pairwise(pieces) if later > began and earlier < ended)
 
 
 def rows(rounds: list[Round]) -> list[dict[str, Any]]:

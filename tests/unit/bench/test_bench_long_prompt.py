@@ -12,10 +12,11 @@ def turn(arm: str, number: int, first: float, *, gap: float = 0.2, prefill: floa
     return Round(arm, number, Seen((0.01, 0.02, 0.03), (0.01, 0.01)), Seen((first, 3 * first, first), (gap,)), prefill)
 
 
-def test_pauses_count_where_they_end_and_those_begun_before_count_whole():
+def test_a_pause_that_reaches_into_the_stretch_counts_whole():
     pieces = [0.0, 1.0, 4.0, 4.5, 9.0]
-    assert figures.gaps_within(pieces, 2.0, 5.0) == (3.0, 0.5)
-    assert figures.gaps_within(pieces, 4.0, 4.4) == ()
+    assert figures.gaps_within(pieces, 2.0, 4.2) == (3.0, 0.5)
+    assert figures.gaps_within(pieces, 5.0, 8.0) == (4.5,), "nothing was told meanwhile"
+    assert figures.gaps_within(pieces, 4.0, 4.5) == (0.5,)
     assert figures.gaps_within([1.0], 0.0, 5.0) == ()
 
 
