@@ -98,5 +98,8 @@ bench-engine: env ## our engine against transformers and, after make env-vllm, v
 bench-http: env ## our pod through HTTP against vLLM's server (after make env-vllm), with Ollama's figures beside
 	@$(PY) tools/record.py http $(PY) bench/engine_http.py
 
+bench-residency: env ## swaps, warm switches, and warm requests on a Zipf trace against Ollama's rule
+	@$(PY) tools/record.py residency $(PY) bench/residency.py
+
 bench-long-prompt: env ## a short request while a prompt of 30,000 tokens is read, against vLLM's server
 	@$(PY) tools/record.py long-prompt $(PY) bench/long_prompt.py

@@ -57,9 +57,19 @@ def _answers(url: str) -> bool:
         return False
 
 
-def tandem(models: Sequence[Mapping[str, Any]], threads: int, scratch: Path) -> Server:
-    """A pod of ours with all models of a catalog loaded; `models` are entries of `tandem_api.catalog`."""
-    catalog = Catalog.model_validate({"models": models, "preload": {ALL_PODS: [model["name"] for model in models]}})
+def tandem(
+    models: Sequence[Mapping[str, Any]],
+    threads: int,
+    scratch: Path,
+    more: Mapping[str, object] | None = None,
+    preload: Sequence[str] | None = None,
+) -> Server:
+    """A pod of ours; `models` are entries of `tandem_api.catalog`, all of them loaded unless `preload` names some.
+
+    `more` are further settings, such as `MAX_LOADED`.
+    """
+    first = [model["name"] for model in models] if preload is None else list(preload)
+    catalog = Catalog.model_validate({"models": models, "preload": {ALL_PODS: first}})
     file = scratch / "catalog.json"
     file.write_text(catalog.with_revision().to_json())
     clients, internal, health = free_ports(3)
@@ -75,6 +85,7 @@ def tandem(models: Sequence[Mapping[str, Any]], threads: int, scratch: Path) -> 
         "RUN_FOLDER": scratch,
         "CACHE": scratch / "cache",
         "LINGER_SECONDS": 0,
+        **(more or {}),
     }
     return Server(
         "our pod",
