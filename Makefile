@@ -14,7 +14,7 @@ endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
 	generate gpu-check bench-engine bench-gateway bench-gpu bench-http bench-loads bench-long-prompt bench-loop \
-	bench-operator bench-overlap bench-prefix bench-timeline
+	bench-operator bench-overlap bench-prefix bench-residency bench-timeline
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
