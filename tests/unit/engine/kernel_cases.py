@@ -66,6 +66,39 @@ def attention_error(case: Case) -> float:
     return float((got.double() - torch.stack(wanted)).abs().max())
 
 
+def prompt_error(case: Case, parts: list[tuple[int, int, int]]) -> float:
+    """As `attention_error`, of `parts` (sequence, first token, tokens) in one launch."""
+    import torch
+
+    from tandem_server.engine.native.prompts import Part, rows_of, work_of
+
+    generator = torch.Generator().manual_seed(case.seed)
+    cache, tables = _cache(case, generator)
+    parts = [Part(*part) for part in parts]
+    for part in parts:
+        places = _places(tables, part.slot, torch.arange(part.start + part.count))
+        shape = (2 * case.kv_heads, len(places), case.size)
+        cache[:, places] = torch.randn(shape, generator=generator).to(cache.dtype)
+    seats, lengths, _ = rows_of(parts)
+    heads = (case.kv_heads, case.group)
+    query = torch.randn(len(seats), *heads, case.size, generator=generator).to(getattr(torch, case.query))
+    sinks = torch.randn(case.kv_heads * case.group, generator=generator) if case.sinks else None
+    attention = _kernels(case, 1, cache)
+    work = torch.from_numpy(work_of(parts, attention.prompt_tokens, lambda part: False))
+    scale, options = case.size**-0.5, {"cap": case.cap, "window": case.window}
+    arguments = _moved((query, cache, tables, work), case.device)
+    on_device = _moved((sinks,), case.device)[0]
+    got = attention.attend_prompt(*arguments, scale=scale, sinks=on_device, **options).cpu()
+    if not got.isfinite().all():
+        return float("inf")
+    scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
+    wanted = [
+        reference(query[row], cache[:, _places(tables, seat, torch.arange(n))], scale, sinks=sinks, **options, **scales)
+        for row, (seat, n) in enumerate(zip(seats.tolist(), lengths.tolist(), strict=True))
+    ]
+    return float((got.double() - torch.stack(wanted)).abs().max())
+
+
 def crowd_changes(case: Case) -> list[int]:
     """Rows whose bits differ between the whole launch and one in which all the others are absent."""
     import torch

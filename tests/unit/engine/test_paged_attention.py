@@ -16,6 +16,7 @@ from kernel_cases import (  # noqa: E402
     crowd_changes,
     decoder_error,
     gate_error,
+    prompt_error,
     write_problems,
 )
 
@@ -77,6 +78,30 @@ def test_narrow_formats(interpreter, dtype, query):
 def test_a_row_has_the_same_bits_alone_and_in_a_crowd(interpreter):
     case = Case((128, 0, 33, 96, 5), sinks=True, window=100)
     assert interpreter.run(crowd_changes, case) == []
+
+
+PARTS = [(1, 0, 70), (0, 5, 1), (2, 30, 98), (3, 127, 1), (4, 33, 64)]
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"group": 4, "size": 128},
+        {"group": 3, "size": 80},
+        {"group": 20, "size": 64},
+        {"window": 40},
+        {"window": 1},
+        {"cap": 2.0, "window": 33, "sinks": True, "kv_heads": 2},
+    ],
+    ids=str,
+)
+def test_many_tokens_of_many_prompts(interpreter, special):
+    assert interpreter.run(prompt_error, Case((128,) * 5, **special), PARTS) < EXACT
+
+
+def test_prompts_in_narrow_formats(interpreter):
+    case = Case((128,) * 5, dtype="float8_e4m3fn", query="float16", key_scale=0.5, value_scale=2.0)
+    assert interpreter.run(prompt_error, case, PARTS) < 2 * HALF
 
 
 @pytest.mark.parametrize(

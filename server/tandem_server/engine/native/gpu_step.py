@@ -17,9 +17,10 @@ from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.graphs import Graphs
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.needs import Needs
-from tandem_server.engine.native.plan import StepPlan
+from tandem_server.engine.native.plan import Chunk, StepPlan
+from tandem_server.engine.native.prompts import Part, packs
 from tandem_server.engine.native.step import DeviceStep, StepOutput, masked
-from tandem_server.engine.native.transfer import StepInputs
+from tandem_server.engine.native.transfer import StepInputs, upload
 
 REMEMBERED_DRAWS = 48
 """Graphs of the sampler that are kept; some hundred kilobytes each."""
@@ -49,10 +50,21 @@ class GpuStep(DeviceStep):
         decoder: whose `decode_on_device` computes.
         sizes: numbers of rows that may be computed, ascending, ending with the number of slots.
         graphs: how launches are recorded.
+        checked: see `DeviceStep`.
+        together: rows of prompts that share a forward at most. Other numbers of rows take other matrix kernels, so in
+            float32, where nothing may depend on the neighbours, it is 0: each chunk has its own.
     """
 
-    def __init__(self, decoder: GpuDecoder, sizes: tuple[int, ...], graphs: Graphs, checked: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: GpuDecoder,
+        sizes: tuple[int, ...],
+        graphs: Graphs,
+        checked: bool = False,
+        together: int = 0,
+    ) -> None:
         super().__init__(decoder, sizes, checked)
+        self._together = together
         self._fused, self._graphs = decoder, graphs
         self._inputs = StepInputs(decoder.slots, decoder.device)
         self._forwards: dict[int, Callable[[], Forward]] = {}
@@ -88,6 +100,24 @@ class GpuStep(DeviceStep):
         forward = self._forwards.get(rows) or partial(self._forward, rows)
         self._latest = rows, forward()
         return self._latest[1].hidden
+
+    def _read(self, chunks: list[Chunk], hidden: torch.Tensor, failures: dict[int, str]) -> None:
+        parts = [Part(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
+        for pack in packs(parts, self._together):
+            own = [chunks[number] for number in pack]
+            if len(own) == 1 or not self._read_together(own, [parts[number] for number in pack], hidden):
+                super()._read(own, hidden, failures)
+
+    def _read_together(self, chunks: list[Chunk], parts: list[Part], hidden: torch.Tensor) -> bool:
+        """False where memory is short for all of them at once: it may do for one after the other."""
+        tokens = upload([token for chunk in chunks for token in chunk.tokens], torch.int64, hidden.device)
+        slots = upload([part.slot for part in parts], torch.int64, hidden.device)
+        try:
+            # Rows of chunks that are not final go along: nobody reads them.
+            hidden.index_copy_(0, slots, self._fused.prefill_together(tokens, parts))
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def _sample(
         self, samples: list[tuple[int, int]], plan: StepPlan, hidden: torch.Tensor, empty: StepOutput

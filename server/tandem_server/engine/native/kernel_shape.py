@@ -13,6 +13,9 @@ LEAST_SHARE = 128
 LARGEST_TILE = 16 << 10
 """Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
 
+PROMPT_TILE = 32 << 10
+"""Bytes of queries that a program of a prompt holds at once."""
+
 
 def power_of_two(least: int) -> int:
     """The smallest that is not below `least`."""
@@ -60,6 +63,16 @@ class KernelShape:
         """
         parallel = -(-2 * self.processors // self.kv_heads)
         return max(1, min(power_of_two(parallel), -(-self.capacity // self.least_share)))
+
+    def prompt_rows(self, itemsize: int) -> int:
+        """Queries that a program of a prompt multiplies at once, when each of their numbers has `itemsize` bytes."""
+        # float32 is multiplied without tensor cores, which takes more registers.
+        fitting = PROMPT_TILE // (power_of_two(self.size) * itemsize) // (2 if itemsize > 2 else 1)
+        return max(16, power_of_two(self.group), min(128, fitting))
+
+    def prompt_tokens(self, itemsize: int) -> int:
+        """Tokens of a prompt that a program computes for the query heads of one key head."""
+        return self.prompt_rows(itemsize) // power_of_two(self.group)
 
     def workspace_bytes(self, rows: int) -> int:
         """Memory of the partial results of `rows` sequences."""

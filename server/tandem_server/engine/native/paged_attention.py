@@ -1,6 +1,6 @@
-"""Attention of decode steps on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
+"""Attention on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
 
-Between the decoder and `paged_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
+Between the decoder and `paged_kernels.py` (decode steps) and `prompt_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
 lengths and block tables from the device, so that it can be part of a CUDA graph. A sequence is cut into shares by its
 own length alone, and their outcomes are joined in a fixed order: a row's bits depend on nothing but the row. Needs
 triton, so it is imported only where a GPU computes (and by tests, under triton's interpreter).
@@ -13,6 +13,7 @@ import torch
 import triton.language as tl  # type: ignore[import-untyped]
 
 from tandem_server.engine.native import paged_kernels as kernels
+from tandem_server.engine.native import prompt_kernels
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig
@@ -20,8 +21,11 @@ from tandem_server.engine.native.kernel_shape import KernelShape, power_of_two
 
 LOG2_E = math.log2(math.e)
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+OPERAND_BYTES = {tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
 GATE_PART = 1024
 """Numbers that a program of the gate makes."""
+JOINED_AT_ONCE = 16
+"""Shares whose partial results a program holds at once."""
 FP8_LIMIT = 448.0
 """The largest number of float8_e4m3fn; it has no infinity, so what is beyond would become NaN."""
 
@@ -72,6 +76,7 @@ class PagedAttention:
         tables: torch.Tensor,
         lengths: torch.Tensor,
         starts: torch.Tensor | None = None,
+        seats: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What stands between projection and attention in one kernel: norms, positions, new entries of the cache.
 
@@ -83,9 +88,10 @@ class PagedAttention:
             epsilon: of the norms.
             rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.
             layer: `[2 x kv_heads, positions, size]`, keys before values.
-            tables: int32 `[at least rows, blocks]`.
+            tables: int32 `[sequences, blocks]`.
             lengths: int32 `[rows]`, the new token counted.
-            starts: int64 `[at least rows]`: row of the position tables where each sequence's begin; None: all at 0.
+            starts: int64 `[sequences]`: row of the position tables where each sequence's begin; None: all at 0.
+            seats: int32 `[rows]`: which sequence each row is of; None: row i is of sequence i.
 
         Returns:
             Queries `[rows, kv_heads, group, size]`.
@@ -104,6 +110,7 @@ class PagedAttention:
             lengths if starts is None else starts,
             lengths,
             tables,
+            lengths if seats is None else seats,
             query,
             layer,
             epsilon,
@@ -119,6 +126,7 @@ class PagedAttention:
             ROTATED=cosines.shape[-1],
             NORMED=query_norm is not None,
             STARTS=starts is not None,
+            SEATED=seats is not None,
             BLOCK=BLOCK,
             LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
             num_warps=1,
@@ -193,12 +201,76 @@ class PagedAttention:
             SIZE=shape.size,
             SIZE_WIDE=wide,
             SHARES=shape.shares,
-            SHARES_WIDE=power_of_two(shape.shares),
+            AT_ONCE=JOINED_AT_ONCE,
             LEAST_TILES=max(1, shape.least_share // shape.tile),
             TILE=shape.tile,
             WINDOW=window or 0,
             SINKS=sinks is not None,
             num_warps=4,
+        )
+        return out
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt that one program computes; see `attend_prompt`."""
+        return self.shape.prompt_tokens(OPERAND_BYTES[self._operand])
+
+    def attend_prompt(
+        self,
+        query: torch.Tensor,
+        layer: torch.Tensor,
+        tables: torch.Tensor,
+        work: torch.Tensor,
+        *,
+        scale: float,
+        cap: float | None = None,
+        window: int | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mixed values of many tokens, some of each sequence, `[rows, kv_heads, group, size]`; see `attend`.
+
+        Args:
+            query: `[rows, kv_heads, group, size]`, the last two dimensions contiguous.
+            layer: as in `attend`, with the keys and values of these tokens in it.
+            tables: int32 `[sequences, blocks]`.
+            work: int32 `[programs, 4]`: first row, sequence, the first row's position in it, and how many rows follow
+                each other there, at most `prompt_tokens`. Rows that are in none are left as they are.
+            scale: factor of the scores.
+            cap: as in `attend`.
+            window: as in `attend`.
+            sinks: as in `attend`.
+        """
+        shape = self.shape
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        rows = shape.prompt_rows(OPERAND_BYTES[self._operand])
+        prompt_kernels.attend_prompt[(len(work), shape.kv_heads)](
+            query,
+            layer,
+            tables,
+            work,
+            out if sinks is None else sinks,
+            out,
+            scale * self._key_scale * (1.0 if cap is not None else LOG2_E),
+            0.0 if cap is None else cap,
+            self._value_scale,
+            query.stride(0),
+            query.stride(1),
+            layer.stride(0),
+            tables.stride(0),
+            KV_HEADS=shape.kv_heads,
+            GROUP=shape.group,
+            GROUP_WIDE=power_of_two(shape.group),
+            SIZE=shape.size,
+            SIZE_WIDE=power_of_two(shape.size),
+            ROWS=rows,
+            TILE=shape.tile,
+            BLOCK=BLOCK,
+            WINDOW=window or 0,
+            CAPPED=cap is not None,
+            SINKS=sinks is not None,
+            OPERAND=self._operand,
+            num_warps=8 if rows >= 128 else 4,
+            num_stages=2,
         )
         return out
 
