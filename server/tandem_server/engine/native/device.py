@@ -25,11 +25,14 @@ def open_device(spec: RunnerSpec, widest: int) -> torch.device:
         return torch.device("cpu")
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-        return torch.device("cuda", 0)
+        device = torch.device("cuda", 0)
     except (RuntimeError, AssertionError) as error:
         raise LoadError(
             f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
         ) from None
+    # Where torch prefers cuDNN's attention it makes a plan for every length of a prompt that it has not seen yet.
+    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]
+    return device
 
 
 def device_name(device: torch.device) -> str:

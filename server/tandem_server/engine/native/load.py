@@ -13,6 +13,7 @@ import torch
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
+from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
 from tandem_server.engine.native.dtype import (
@@ -23,7 +24,7 @@ from tandem_server.engine.native.dtype import (
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
-from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
+from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels, row_bytes
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
@@ -68,6 +69,8 @@ class Room:
     cache_dtype: torch.dtype
     chunk: int
     budget: int
+    together: int
+    """Rows of prompts that share a forward; see `GpuStep`."""
     step_bytes: Callable[[int], int]
     """Of the largest step, given a context."""
 
@@ -77,6 +80,19 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     folder = Path(spec.path)
     config, why = _choose_decoder(folder, spec)
     device = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
+    with computing(device):
+        return _load(spec, folder, config, why, device, report)
+
+
+def _load(
+    spec: RunnerSpec,
+    folder: Path,
+    config: DecoderConfig,
+    why: str | None,
+    device: torch.device,
+    report: ProgressReporter,
+) -> NativeEngine:
+    """The rest of a load, `why` as `_choose_decoder` tells it."""
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots)
     before = used_bytes(device)
@@ -86,7 +102,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     decoder = _make_decoder(config, weights, slots, room)
     decoder.prove_span()
     sizes = _row_sizes(decoder, formats.dtype)
-    step = GpuStep(decoder, sizes, CudaGraphs()) if isinstance(decoder, GpuDecoder) else DeviceStep(decoder, sizes)
+    step = _make_step(decoder, sizes, room)
     limits = _limits(spec, decoder, room)
     warm_up(step, limits, device)
     overhead = _overhead(device, before, with_weights, weights, decoder)
@@ -164,7 +180,16 @@ def _make_room(
     """How much context the memory that is left gives. Raises LoadError, DoesNotFit among them."""
     cache_dtype = choose_cache_dtype(spec.cache_dtype, formats.dtype, device, fused)
     chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    largest = partial(steps_bytes, config, slots, chunk, formats.dtype.itemsize, cache_dtype.itemsize, device)
+    together = budget if device.type == "cuda" and fused and formats.dtype.itemsize < torch.float32.itemsize else 0
+    # A step is counted with one chunk in it; what attention takes beside the rows themselves is of one chunk at a time.
+    further = max(0, together - chunk) * row_bytes(config, formats.dtype.itemsize)
+
+    def largest(tokens: int) -> int:
+        sizes = (formats.dtype.itemsize, cache_dtype.itemsize)
+        return further + steps_bytes(config, slots, chunk, *sizes, device, tokens)
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the weights' making left over can be had again
     token_bytes, available = config.cache_bytes_per_token(cache_dtype.itemsize), available_bytes(device)
     context, reason = fit_context(
         ContextWish(spec.context, spec.min_context, spec.may_shrink),
@@ -175,7 +200,7 @@ def _make_room(
         largest,
     )
     pool = fit_pool(context, slots, token_bytes, available, largest(context)) if spec.shared_cache else None
-    return Room(context, reason, pool, cache_dtype, chunk, budget, largest)
+    return Room(context, reason, pool, cache_dtype, chunk, budget, together, largest)
 
 
 def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Room) -> Model:
@@ -184,6 +209,12 @@ def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Roo
     if weights.embedding.device.type == "cuda":
         return GpuDecoder(config, weights, slots, room.context, gpu_kernels(), room.pool, room.cache_dtype)
     return Decoder(config, weights, slots, room.context, room.pool)
+
+
+def _make_step(decoder: Model, sizes: tuple[int, ...], room: Room) -> DeviceStep:
+    if not isinstance(decoder, GpuDecoder):
+        return DeviceStep(decoder, sizes)
+    return GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
 
 
 def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
