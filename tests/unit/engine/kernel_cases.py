@@ -171,6 +171,44 @@ def gate_error(width: int, activation: str, device: str = "cpu") -> float:
     return float((gated(both.to(device), activation).cpu() - wanted).abs().max())
 
 
+def experts_error(rows: int, special: bool = False, dtype: str = "float32", device: str = "cpu") -> tuple[float, bool]:
+    """Largest difference of all experts in one tensor from one after the other; and whether rows have the same bits
+    alone. `special`: biases and a limit, as gpt-oss has them."""
+    import torch
+
+    from tandem_server.engine.native.config import ExpertsConfig
+    from tandem_server.engine.native.feedforward import Experts
+    from tandem_server.engine.native.gpu_experts import StackedExperts
+    from tandem_server.engine.native.linear import PlainLinear
+
+    hidden, inner, count = 72, 40, 5
+    config = ExpertsConfig(count, 2, inner, not special, **({"limit": 1.5, "alpha": 1.7} if special else {}))
+    generator, number = torch.Generator().manual_seed(3), getattr(torch, dtype)
+
+    def made(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).to(device, number)
+
+    sizes = ((2 * inner, hidden), (hidden, inner))
+    gate_up, down = ((made(count, *size), made(count, size[0]) if special else None) for size in sizes)
+
+    class Router(PlainLinear):
+        """Torch's own product may differ in the last bits with the number of rows."""
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([super(Router, self).__call__(row[None]) for row in x])
+
+    router = Router(made(count, hidden), None)
+    lists = [[PlainLinear(w[n], None if b is None else b[n]) for n in range(count)] for w, b in (gate_up, down)]
+    plain = Experts(config, router, lists[0], lists[1], "silu")
+    ours = StackedExperts(config, router, gate_up, down, "silu")
+    x = made(rows, hidden) * 4
+    with torch.inference_mode():
+        together = ours(x, True)
+        alone = torch.cat([ours(x[row : row + 1], True) for row in range(rows)])
+        difference = float((together.float() - plain(x, True).float()).abs().max())
+    return difference, torch.equal(together, alone)
+
+
 def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> tuple[float, float]:
     """Largest differences between the CPU's way and the kernels': of a prompt's last token, and of one more token.
 

@@ -15,6 +15,7 @@ from kernel_cases import (  # noqa: E402
     attention_error,
     crowd_changes,
     decoder_error,
+    experts_error,
     gate_error,
     prompt_error,
     write_problems,
@@ -122,6 +123,14 @@ def test_keys_and_queries_are_normed_and_turned(interpreter):
     case = Case((2, 0, 65), kv_heads=2, group=2)
     assert interpreter.run(write_problems, case, True) == []
     assert interpreter.run(write_problems, dataclasses.replace(case, size=80), True, 32, True) == []
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+def test_experts_whose_rows_the_host_does_not_know(interpreter, rows, special):
+    difference, same = interpreter.run(experts_error, rows, special)
+    assert difference < 2e-6
+    assert same, "a row has other bits than alone"
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])

@@ -16,6 +16,7 @@ from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig, LayerConfig
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.feedforward import Dense
+from tandem_server.engine.native.gpu_experts import StackedExperts
 from tandem_server.engine.native.prompts import Part, rows_of, slices_of, work_of
 from tandem_server.engine.native.transfer import upload_each
 from tandem_server.engine.native.weights import DecoderWeights, LayerWeights
@@ -115,8 +116,8 @@ class GpuDecoder(Decoder):
 
     @property
     def recordable(self) -> bool:
-        """Whether a decode step never asks the device for a number: what experts compute depends on the router."""
-        return all(isinstance(layer.feed, Dense) for layer in self.weights.layers)
+        """Whether a decode step never asks the device for a number, as quantised experts do: where rows were sent."""
+        return all(isinstance(layer.feed, Dense | StackedExperts) for layer in self.weights.layers)
 
     def begin(self, slot: int, length: int) -> None:
         """See `Decoder.begin`."""

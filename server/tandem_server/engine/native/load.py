@@ -284,7 +284,8 @@ def gpu_kernels() -> MakeKernels:
 def _attention_text(decoder: Model) -> str:
     if not isinstance(decoder, GpuDecoder):
         return f"attention by {decoder.span} keys"
-    return f"attention by kernels, {'in graphs' if decoder.recordable else 'without graphs, which experts rule out'}"
+    graphs = "in graphs" if decoder.recordable else "without graphs, which quantised experts rule out"
+    return f"attention by kernels, {graphs}"
 
 
 def _pool_text(limits: Limits) -> str:

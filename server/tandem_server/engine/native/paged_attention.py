@@ -1,9 +1,10 @@
 """Attention on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
 
-Between the decoder and `paged_kernels.py` (decode steps) and `prompt_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
-lengths and block tables from the device, so that it can be part of a CUDA graph. A sequence is cut into shares by its
-own length alone, and their outcomes are joined in a fixed order: a row's bits depend on nothing but the row. Needs
-triton, so it is imported only where a GPU computes (and by tests, under triton's interpreter).
+Between the decoder and `paged_kernels.py` (decode steps) and `prompt_kernels.py`. A decode step's launch has the same
+shape whatever the sequences' lengths are, and reads lengths and block tables from the device, so that it can be part of
+a CUDA graph. A sequence is cut into shares by its own length alone, and their outcomes are joined in a fixed order: a
+row's bits depend on nothing but the row. Needs triton, so it is imported only where a GPU computes (and by tests, under
+triton's interpreter).
 """
 
 import math
@@ -275,12 +276,24 @@ class PagedAttention:
         return out
 
 
-def gated(both: torch.Tensor, activation: str) -> torch.Tensor:
-    """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`."""
+def gated(both: torch.Tensor, activation: str, limit: float | None = None, alpha: float = 1.0) -> torch.Tensor:
+    """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`.
+
+    With a `limit` it is `gate * sigmoid(gate * alpha) * (up + 1)`, both cut off there (a gate at its upper end alone).
+    """
     rows, width = both.shape[0], both.shape[1] // 2
     out = torch.empty(rows, width, dtype=both.dtype, device=both.device)
     part = min(GATE_PART, power_of_two(width))
     kernels.gate[(rows, -(-width // part))](
-        both, out, both.stride(0), WIDTH=width, PART=part, ACTIVATION=activation, num_warps=4
+        both,
+        out,
+        both.stride(0),
+        0.0 if limit is None else limit,
+        alpha,
+        WIDTH=width,
+        PART=part,
+        ACTIVATION=activation,
+        LIMITED=limit is not None,
+        num_warps=4,
     )
     return out

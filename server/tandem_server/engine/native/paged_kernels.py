@@ -209,14 +209,27 @@ def turn_and_write(
 
 
 @triton.jit
-def gate(both, out, both_row, WIDTH: tl.constexpr, PART: tl.constexpr, ACTIVATION: tl.constexpr):
+def gate(
+    both,
+    out,
+    both_row,
+    limit,
+    alpha,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMITED: tl.constexpr,
+):
     """Part of a row of `activation(gate) * up`, of which `both` has the gates before the ups."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * PART + tl.arange(0, PART)
     is_number = columns < WIDTH
     x = tl.load(both + row * both_row + columns, mask=is_number, other=0.0).to(tl.float32)
     up = tl.load(both + row * both_row + WIDTH + columns, mask=is_number, other=0.0).to(tl.float32)
-    if ACTIVATION == "silu":
+    if LIMITED:
+        x, up = tl.minimum(x, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1
+        x = x * tl.sigmoid(x * alpha)
+    elif ACTIVATION == "silu":
         x = x * tl.sigmoid(x)
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
