@@ -69,6 +69,7 @@ class Waits(TorchDispatchMode):
 
 def locked(tensor: torch.Tensor) -> torch.Tensor:
     tensor.is_locked = True
+    tensor.constant = None  # else torch would compute with its value, on a GPU that is not there
     return tensor
 
 
