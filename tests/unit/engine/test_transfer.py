@@ -1,10 +1,13 @@
 """Buffers between host and GPU, none of which is written while a copy may read it; the memory that graphs hold."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from tandem_server.engine.native.config import read_decoder_config
+from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.kernel_shape import LEAST_SHARE, KernelShape
 from tandem_server.engine.native.resources import BYTES_PER_GRAPH, graph_bytes
 from tandem_server.engine.native.staging import Staging
@@ -84,6 +87,27 @@ class LateFence:
 
     def synchronize(self) -> None:
         self._copies.carry_out(self._count)
+
+
+def test_moments_of_the_device_are_told_from_a_recent_one():
+    """A float of 24 bits, as the driver gives, counts no tenths of a millisecond after half an hour."""
+
+    class Event:
+        def __init__(self, at: float) -> None:
+            self.at = at
+
+        def elapsed_time(self, other: "Event") -> float:
+            return float(np.float32((other.at - self.at) * 1000))
+
+    executor = CudaExecutor.__new__(CudaExecutor)
+    executor._anchor, executor._anchored = Event(0.0), 100.0
+    for second in range(1, 5001):
+        event = Event(second * 1.1)
+        happened = executor.on_host_clock(event)
+        executor.anchor(event, happened)
+    assert abs(happened - (100.0 + 5500.0)) < 1e-3
+    executor.anchor(Event(1e9), 1e9)
+    assert executor._anchored <= time.perf_counter()
 
 
 @pytest.mark.parametrize("shape", [(3,), (64,), (65,), (1, 0), (37, 11)])

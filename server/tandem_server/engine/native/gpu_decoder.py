@@ -154,6 +154,13 @@ class GpuDecoder(Decoder):
             x = self._finish(layer, x, mixed.view(rows, -1), shared=True)
         return self._norm(x, self.weights.norm)
 
+    def head_into(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        """As `head`, written to `logits`."""
+        logits.copy_(self.weights.head(hidden))
+        cap = self.config.logit_cap
+        if cap is not None:
+            logits.div_(cap).tanh_().mul_(cap)
+
     def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """See `Decoder.prefill`."""
         return self.prefill_together(tokens, [Part(slot, start, len(tokens))])

@@ -21,6 +21,8 @@ GROUP = 32
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 IN_CACHE = 1 << 16
 """Numbers that are quantised at once, so that their float32 copies stay near and small."""
+ON_GPU = 1 << 24
+"""The same where a launch costs more than a cache's miss."""
 TILE = 64
 """The 4-bit kernels want a multiple of so many outputs; rows of zeros fill up."""
 INNER_TILES = 8
@@ -108,7 +110,7 @@ def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     A weight is near `(number - 8) * scale + zero` of its group. Of `SHRINKS` each group takes the one with the least
     squared error: a narrower range cuts off its ends and is finer within.
     """
-    at_once = max(1, IN_CACHE // weight.shape[1])
+    at_once = max(1, (IN_CACHE if weight.device.type == "cpu" else ON_GPU) // weight.shape[1])
     parts = [_quantize_rows(rows) for rows in torch.split(weight, at_once)]
     numbers, pairs = (torch.cat(part) for part in zip(*parts, strict=True))
     return numbers, pairs.transpose(0, 1).contiguous()
