@@ -31,7 +31,7 @@ def open_device(spec: RunnerSpec, widest: int) -> torch.device:
             f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
         ) from None
     # Where torch prefers cuDNN's attention it makes a plan for every length of a prompt that it has not seen yet.
-    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 

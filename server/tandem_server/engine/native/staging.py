@@ -59,7 +59,7 @@ class Staging:
         target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
         given, taken = (tensor.view(-1).view(torch.uint8) for tensor in (source.contiguous(), target))
         self._queue.begin()
-        for part, place in zip(given.split(self._size), taken.split(self._size), strict=True):
+        for part, place in zip(torch.split(given, self._size), torch.split(taken, self._size), strict=True):
             buffer = self._buffers.take().tensor[: len(part)]
             buffer.copy_(part)
             self._buffers.used_until(self._queue.copy(place, buffer))
