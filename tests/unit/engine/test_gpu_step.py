@@ -17,6 +17,7 @@ from fake_grammar import compiler, possible
 from gpu_fakes import LateExecutor, SharedMemoryGraphs, TorchKernels
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tandem_api.fit_steps import batch_sizes
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native import gpu_decoder
 from tandem_server.engine.native.blocks import near_home
@@ -26,7 +27,6 @@ from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor
 from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.gpu_step import GpuStep
-from tandem_server.engine.native.graphs import batch_sizes
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.needs import needs_of
@@ -128,7 +128,7 @@ def test_prompts_that_share_a_forward_get_the_tokens_that_they_get_alone(
     engine = load(make_checkpoint(architecture, **overrides))
     adds = requests(9, engine._limits.vocabulary)
     wanted = run(engine, InlineExecutor(engine._step.compute), adds, False)
-    step, _ = gpu_step(engine, together=120)
+    step, _ = gpu_step(engine, together=230)
     together = []
     compute = step._fused.prefill_together
     monkeypatch.setattr(

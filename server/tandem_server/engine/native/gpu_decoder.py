@@ -25,11 +25,6 @@ FLASH_FROM = 512
 """Tokens of a chunk: torch attends to one sequence at a time, which costs the host more than short ones are worth."""
 
 
-def row_bytes(config: DecoderConfig, itemsize: int) -> int:
-    """What a prompt's token takes beside its keys and values while it is computed; see `step_bytes`."""
-    return (6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate) * itemsize
-
-
 class PagedKernels(Protocol):
     """Attention that finds its blocks itself; see `PagedAttention`, which is it on a GPU."""
 
