@@ -258,7 +258,7 @@ def test_batch_sizes_end_with_the_slots_and_waste_little():
 @pytest.mark.process
 def test_the_engine_needs_no_triton_where_there_is_no_gpu():
     hidden = "import sys; sys.modules['triton'] = None; import tandem_server.engine.runner as runner; "
-    then = "from tandem_server.engine.native.load import gpu_kernels\ntry: gpu_kernels()\n"
+    then = "from tandem_server.engine.native.gpu_decoder import gpu_kernels\ntry: gpu_kernels()\n"
     then += "except runner.LoadError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", hidden + then], capture_output=True, text=True, check=True)
     assert "needs triton" in done.stdout

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.attention import Attend
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig, LayerConfig
@@ -76,6 +77,15 @@ class PagedKernels(Protocol):
 
 
 MakeKernels = Callable[[DecoderConfig, PagedCache, torch.dtype], PagedKernels]
+
+
+def gpu_kernels() -> MakeKernels:
+    """Makes the kernels that a GPU attends by. Raises LoadError where triton is missing."""
+    try:
+        from tandem_server.engine.native.paged_attention import PagedAttention
+    except ImportError as error:
+        raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
+    return PagedAttention.of
 
 
 class GpuDecoder(Decoder):

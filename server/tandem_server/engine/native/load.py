@@ -25,7 +25,7 @@ from tandem_server.engine.native.dtype import (
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
-from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
+from tandem_server.engine.native.gpu_decoder import GpuDecoder, gpu_kernels
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import CudaGraphs
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
@@ -90,7 +90,6 @@ def _load(
     spec: RunnerSpec, config: DecoderConfig, why: str | None, device: torch.device, report: ProgressReporter
 ) -> NativeEngine:
     """The rest of a load, `why` as `_choose_decoder` tells it."""
-    folder = Path(spec.path)
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots)
     before = used_bytes(device)
@@ -100,7 +99,11 @@ def _load(
     decoder = _make_decoder(config, weights, slots, room)
     decoder.prove_span()
     sizes = _row_sizes(decoder, formats.dtype)
-    step = _make_step(decoder, sizes, room)
+    step = (
+        GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
+        if isinstance(decoder, GpuDecoder)
+        else DeviceStep(decoder, sizes)
+    )
     limits = _limits(spec, decoder, room)
     warm_up(step, limits, device)
     overhead = _overhead(device, before, with_weights, weights, decoder)
@@ -216,12 +219,6 @@ def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Roo
     return Decoder(config, weights, slots, room.context, room.pool)
 
 
-def _make_step(decoder: Model, sizes: tuple[int, ...], room: Room) -> DeviceStep:
-    if not isinstance(decoder, GpuDecoder):
-        return DeviceStep(decoder, sizes)
-    return GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
-
-
 def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
     return Limits(
         slots=decoder.slots,
@@ -277,15 +274,6 @@ def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
         return batch_sizes(decoder.slots) if graphs else (decoder.slots,)
     with torch.inference_mode():
         return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
-
-
-def gpu_kernels() -> MakeKernels:
-    """Makes the kernels that a GPU attends by. Raises LoadError where triton is missing."""
-    try:
-        from tandem_server.engine.native.paged_attention import PagedAttention
-    except ImportError as error:
-        raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
-    return PagedAttention.of
 
 
 def _attention_text(decoder: Model) -> str:
