@@ -184,20 +184,20 @@ def measure(shape: Shape, folder: Path, roof: Roof, options: argparse.Namespace)
         aims += own
         rates[count] = statistics.median(rate for rate, _, _ in found[True])
         if options.profile:
-            print(profile(engine, prompts_of(0, count, shape.vocabulary, options.prompt)), flush=True)
+            print(profile(engine, prompts_of(0, count, shape.vocabulary, options.prompt), options.new), flush=True)
     del engine
     gc.collect()
     torch.cuda.empty_cache()
     return aims, rates
 
 
-def profile(engine: NativeEngine, prompts: list[list[int]]) -> str:
+def profile(engine: NativeEngine, prompts: list[list[int]], new: int) -> str:
     """Which kernels the device spends its time on: a table of a short run, prompts and decode steps together."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as profiler:
-        run(engine, True, prompts, 32)
+        run(engine, True, prompts, min(32, new))
     by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 
