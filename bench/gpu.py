@@ -196,8 +196,11 @@ def profile(engine: NativeEngine, prompts: list[list[int]], new: int) -> str:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profiler:
-        run(engine, True, prompts, min(32, new))
+    try:
+        with torch.profiler.profile(activities=kinds) as profiler:
+            run(engine, True, prompts, min(32, new))
+    except RuntimeError as error:
+        return f"there is no profile: {error}"
     by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 

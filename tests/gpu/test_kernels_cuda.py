@@ -119,6 +119,7 @@ def test_norms_and_positions():
     case = dataclasses.replace(BASE, dtype="float32", query="float32", lengths=(1, 0, 700))
     assert write_problems(case, True) == []
     assert write_problems(dataclasses.replace(case, size=80), True, 32, True) == []
+    assert write_problems(dataclasses.replace(case, size=80), True, 32, True, True) == []
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])

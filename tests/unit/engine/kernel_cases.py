@@ -113,8 +113,13 @@ def crowd_changes(case: Case) -> list[int]:
     return changed
 
 
-def write_problems(case: Case, normed: bool = False, rotated: int | None = None, starts: bool = False) -> list[str]:
-    """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it."""
+def write_problems(
+    case: Case, normed: bool = False, rotated: int | None = None, starts: bool = False, seated: bool = False
+) -> list[str]:
+    """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it.
+
+    `seated`: the sequences' tables stand in another order than the rows.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(case.seed)
@@ -132,6 +137,10 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     begins = torch.arange(rows) * 3 if starts else None
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
     arguments = (new, tuple(norms), 1e-5, rope, cache, tables, lengths, begins)
+    if seated:
+        seats = torch.arange(rows - 1, -1, -1, dtype=torch.int32)
+        turned = None if begins is None else begins.flip(0)
+        arguments = (*arguments[:5], tables.flip(0), lengths, turned, seats)
     moved = _moved(arguments, case.device)
     query = _kernels(case, rows, cache).turn_and_write(*moved).cpu()
     cache = moved[4].cpu()

@@ -118,12 +118,14 @@ def test_prompts_in_narrow_formats(interpreter):
 def test_new_keys_and_values_go_to_the_last_position_and_nowhere_else(interpreter, dtype, query, scale):
     case = Case((0, 1, 33, 128), kv_heads=2, size=80, dtype=dtype, query=query, key_scale=scale, value_scale=1 / scale)
     assert interpreter.run(write_problems, case) == []
+    assert interpreter.run(write_problems, case, False, None, False, True) == []
 
 
 def test_keys_and_queries_are_normed_and_turned(interpreter):
     case = Case((2, 0, 65), kv_heads=2, group=2)
     assert interpreter.run(write_problems, case, True) == []
     assert interpreter.run(write_problems, dataclasses.replace(case, size=80), True, 32, True) == []
+    assert interpreter.run(write_problems, dataclasses.replace(case, group=5), True, 32, True, True) == []
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -216,9 +218,9 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(processor, size, monkeyp
                 kernels.turn_and_write,
                 {
                     **{"HEADS": 32, "KV_HEADS": 8, "SIZE": 128, "SIZE_WIDE": 128, "ROTATED": 64, "BLOCK": 32},
-                    **{"NORMED": True, "STARTS": True, "SEATED": True, "LIMIT": 448.0},
+                    **{"NORMED": True, "STARTS": True, "SEATED": True, "AT_ONCE": 8, "LIMIT": 448.0},
                 },
-                1,
+                4,
                 3,
             ),
             (kernels.gate, {"WIDTH": 3000, "PART": 1024, "ACTIVATION": "gelu_tanh", "LIMITED": False}, 4, 3),
@@ -237,5 +239,6 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(processor, size, monkeyp
         assert made.asm["cubin"]
         assert made.metadata.shared <= LEAST_SHARED[processor], kernel.__name__
         strides = "|".join(name for name in names if name.endswith(("_row", "layer_head")))
-        uses = re.findall(rf"= ([\w.]+) .*%(?:{strides})\b", made.asm["ttir"]) if strides else []
+        uses = re.findall(rf"^ *%\S+ = ([\w.]+) .*%(?:{strides})\b", made.asm["ttir"], re.M) if strides else []
+        assert uses or not strides
         assert set(uses) <= {"arith.extsi", "tt.splat"}, (kernel.__name__, uses)

@@ -26,6 +26,8 @@ OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float1
 OPERAND_BYTES = {tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
 GATE_PART = 1024
 """Numbers that a program of the gate makes."""
+HEADS_AT_ONCE = 8
+"""Heads of a prompt's token that a program norms, turns and caches."""
 JOINED_AT_ONCE = 16
 """Shares whose partial results a program holds at once."""
 FP8_LIMIT = 448.0
@@ -103,7 +105,9 @@ class PagedAttention:
         query = torch.empty(heads, dtype=projected.dtype, device=projected.device)
         cosines, sines = rope
         query_norm, key_norm = norms
-        kernels.turn_and_write[(rows, projected.shape[1])](
+        # A decode step has few rows, a prompt so many that starting programs is what takes the time.
+        at_once = 1 if seats is None else HEADS_AT_ONCE
+        kernels.turn_and_write[(rows, -(-projected.shape[1] // at_once))](
             projected,
             projected if query_norm is None else query_norm,
             projected if key_norm is None else key_norm,
@@ -129,9 +133,10 @@ class PagedAttention:
             NORMED=query_norm is not None,
             STARTS=starts is not None,
             SEATED=seats is not None,
+            AT_ONCE=at_once,
             BLOCK=BLOCK,
             LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
-            num_warps=1,
+            num_warps=1 if seats is None else 4,
         )
         return query
 
@@ -214,7 +219,7 @@ class PagedAttention:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of a prompt that one program computes; see `attend_prompt`."""
+        """Of one program; see `attend_prompt`."""
         return self.shape.prompt_tokens(OPERAND_BYTES[self._operand])
 
     def attend_prompt(
@@ -236,11 +241,8 @@ class PagedAttention:
             layer: as in `attend`, with the keys and values of these tokens in it.
             tables: int32 `[sequences, blocks]`.
             work: int32 `[programs, 4]`: first row, sequence, the first row's position in it, and how many rows follow
-                each other there, at most `prompt_tokens`. Rows that are in none are left as they are.
-            scale: factor of the scores.
-            cap: as in `attend`.
-            window: as in `attend`.
-            sinks: as in `attend`.
+                each other there, at most `prompt_tokens`. Rows that are in none are not made.
+            scale, cap, window, sinks: as in `attend`.
         """
         shape = self.shape
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -167,45 +167,50 @@ def turn_and_write(
     NORMED: tl.constexpr,
     STARTS: tl.constexpr,
     SEATED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """One head of one sequence's new token: a query is normed and turned, a key cached after that, a value as it is."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Some heads of one sequence's new token: queries are normed and turned, keys cached after that, values as is."""
+    row, heads = tl.program_id(0).to(tl.int64), tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     position = tl.load(lengths + row) - 1
     seat = row
     if SEATED:
         seat = tl.load(seats + row).to(tl.int64)
     if position >= 0:
         dims = tl.arange(0, SIZE_WIDE)
-        is_number = dims < SIZE
-        source = projected + row * projected_row + head * SIZE
-        number = tl.load(source + dims, mask=is_number, other=0.0).to(tl.float32)
-        if head < HEADS + KV_HEADS:
-            is_turned = dims < ROTATED
-            partners = tl.where(is_turned, (dims + ROTATED // 2) % ROTATED, dims)
-            partner = tl.load(source + partners, mask=is_turned, other=0.0).to(tl.float32)
-            if NORMED:
-                spread = tl.rsqrt(tl.sum(number * number, 0) / SIZE + epsilon)
-                weights = query_norm if head < HEADS else key_norm
-                number *= spread * tl.load(weights + dims, mask=is_number, other=0.0).to(tl.float32)
-                partner *= spread * tl.load(weights + partners, mask=is_turned, other=0.0).to(tl.float32)
-            turn = position.to(tl.int64)
-            if STARTS:
-                turn += tl.load(starts + seat)
-            cosine = tl.load(cosines + turn * ROTATED + dims, mask=is_turned, other=1.0).to(tl.float32)
-            sine = tl.load(sines + turn * ROTATED + dims, mask=is_turned, other=0.0).to(tl.float32)
-            number = number * cosine + partner * sine
-        if head < HEADS:
-            to = query + (row * HEADS + head) * SIZE + dims
-            tl.store(to, number.to(query.dtype.element_ty), mask=is_number)
-        else:
-            if LIMIT > 0:
-                number *= key_factor if head < HEADS + KV_HEADS else value_factor
-                number = tl.minimum(tl.maximum(number, -LIMIT), LIMIT)
-            block = tl.load(tables + seat * table_row + position // BLOCK).to(tl.int64)
-            place = (head - HEADS).to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
-            tl.store(layer + place + dims, number.to(layer.dtype.element_ty), mask=is_number)
+        is_query, is_key = heads < HEADS, (heads >= HEADS) & (heads < HEADS + KV_HEADS)
+        is_number = (heads < HEADS + 2 * KV_HEADS)[:, None] & (dims < SIZE)[None, :]
+        source = projected + row * projected_row + heads[:, None] * SIZE
+        number = tl.load(source + dims[None, :], mask=is_number, other=0.0).to(tl.float32)
+        rotates = dims < ROTATED
+        is_turned = (is_query | is_key)[:, None] & rotates[None, :]
+        partners = tl.where(rotates, (dims + ROTATED // 2) % ROTATED, dims)
+        partner = tl.load(source + partners[None, :], mask=is_turned, other=0.0).to(tl.float32)
+        if NORMED:
+            spread = tl.rsqrt(tl.sum(number * number, 1) / SIZE + epsilon)[:, None]
+            of_query = tl.load(query_norm + dims, mask=dims < SIZE, other=0.0).to(tl.float32)[None, :]
+            of_key = tl.load(key_norm + dims, mask=dims < SIZE, other=0.0).to(tl.float32)[None, :]
+            weights = tl.where(is_query[:, None], of_query, of_key)
+            number = tl.where((is_query | is_key)[:, None], number * (spread * weights), number)
+            of_query = tl.load(query_norm + partners, mask=rotates, other=0.0).to(tl.float32)[None, :]
+            of_key = tl.load(key_norm + partners, mask=rotates, other=0.0).to(tl.float32)[None, :]
+            partner *= spread * tl.where(is_query[:, None], of_query, of_key)
+        turn = position.to(tl.int64)
+        if STARTS:
+            turn += tl.load(starts + seat)
+        cosine = tl.load(cosines + turn * ROTATED + dims, mask=rotates, other=1.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + turn * ROTATED + dims, mask=rotates, other=0.0).to(tl.float32)[None, :]
+        number = tl.where(is_turned, number * cosine + partner * sine, number)
+        to = query + (row * HEADS + heads[:, None]) * SIZE + dims[None, :]
+        tl.store(to, number.to(query.dtype.element_ty), mask=is_number & is_query[:, None])
+        if LIMIT > 0:
+            number *= tl.where(is_key, key_factor, value_factor)[:, None]
+            number = tl.minimum(tl.maximum(number, -LIMIT), LIMIT)
+        block = tl.load(tables + seat * table_row + position // BLOCK).to(tl.int64)
+        place = (heads - HEADS).to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
+        to = layer + place[:, None] + dims[None, :]
+        tl.store(to, number.to(layer.dtype.element_ty), mask=is_number & (heads >= HEADS)[:, None])
 
 
 @triton.jit

@@ -62,5 +62,8 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
     plans = [plan(tuple(first), (), admitted)]
     if others:
         plans.append(plan((chunk,), tuple(Decode(slot, 1) for slot in others)))
+    if worst:
+        # Few rows take other kernels than many.
+        plans.append(plan((Chunk(0, 0, [0] * min(2 * PROMPT, length), True),), ()))
     plans.append(plan((), (Decode(0, end), *(Decode(slot, 2) for slot in others))))
     return plans
