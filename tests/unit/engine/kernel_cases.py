@@ -213,9 +213,10 @@ def experts_error(rows: int, special: bool = False, dtype: str = "float32", devi
     x = made(rows, hidden) * 4
     with torch.inference_mode():
         together = ours(x, True)
-        alone = torch.cat([ours(x[row : row + 1], True) for row in range(rows)])
+        some = sorted({0, rows // 2, rows - 1})
+        alone = torch.cat([ours(x[row : row + 1], True) for row in some])
         difference = float((together.float() - plain(x, True).float()).abs().max())
-    return difference, torch.equal(together, alone)
+    return difference, torch.equal(together[some], alone)
 
 
 def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> tuple[float, float]:

@@ -82,7 +82,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_crowd(interpreter):
     assert interpreter.run(crowd_changes, case) == []
 
 
-PARTS = [(1, 0, 70), (0, 5, 1), (2, 30, 98), (3, 127, 1), (4, 33, 64)]
+PARTS = [(1, 0, 70), (0, 5, 1), (2, 60, 68), (3, 127, 1)]
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ PARTS = [(1, 0, 70), (0, 5, 1), (2, 30, 98), (3, 127, 1), (4, 33, 64)]
     ids=str,
 )
 def test_many_tokens_of_many_prompts(interpreter, special):
-    assert interpreter.run(prompt_error, Case((128,) * 5, **special), PARTS) < EXACT
+    assert interpreter.run(prompt_error, Case((128,) * 4, **special), PARTS) < EXACT
 
 
 def test_prompts_in_narrow_formats(interpreter):
-    case = Case((128,) * 5, dtype="float8_e4m3fn", query="float16", key_scale=0.5, value_scale=2.0)
+    case = Case((128,) * 4, dtype="float8_e4m3fn", query="float16", key_scale=0.5, value_scale=2.0)
     assert interpreter.run(prompt_error, case, PARTS) < 2 * HALF
 
 
@@ -129,7 +129,7 @@ def test_keys_and_queries_are_normed_and_turned(interpreter):
 
 
 @pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+@pytest.mark.parametrize("rows", [2, 30])
 def test_experts_whose_rows_the_host_does_not_know(interpreter, rows, special):
     difference, same = interpreter.run(experts_error, rows, special)
     assert difference < 2e-6
