@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 470.0
+LEAST_SECONDS = 10.0
+"""With less left nothing is begun."""
 TRIES = 6
 """Processes that the tests of a part may take."""
 PYTEST = ["-m", "pytest", "-c", "tests/gpu/pytest.ini", "--rootdir", ".", "-q", "--durations=5"]
@@ -47,27 +49,33 @@ def run(part: Part, folder: Path, seconds: float) -> str:
     """A part's outcome in a few words."""
     path = os.pathsep.join(filter(None, ("api", "server", os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    done = folder / f"{part.name}.done"
-    environment["TANDEM_GPU_DONE"] = str(done.resolve())
+    begun = folder / f"{part.name}.begun"
+    begun.unlink(missing_ok=True)
+    environment["TANDEM_GPU_DONE"] = str(begun.resolve())
     arguments = [argument.format(folder=folder.resolve()) for argument in part.arguments]
-    began, tries = time.monotonic(), 0
+    began, outcome = time.monotonic(), ""
+    codes: list[int] = []
     with (folder / f"{part.name}.txt").open("w") as out:
-        while True:
-            left, tries = seconds - (time.monotonic() - began), tries + 1
-            command = [sys.executable, *arguments]
+        while len(codes) < TRIES:
             try:
-                code = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=left, check=False
-                ).returncode
+                done = subprocess.run(
+                    [sys.executable, *arguments],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=seconds - (time.monotonic() - began),
+                    check=False,
+                )
             except subprocess.TimeoutExpired:
                 outcome = f"did not end within {seconds:.0f} s"
                 break
-            whole = not part.is_tests or (done.is_file() and done.read_text().endswith("END\n"))
-            outcome = f"{'passed' if code == 0 and tries == 1 else f'FAILED ({code})'}"
-            if whole or tries == TRIES:
+            codes.append(done.returncode)
+            if not part.is_tests or (begun.is_file() and begun.read_text().endswith("END\n")):
                 break
-    done.unlink(missing_ok=True)
-    return f"{outcome} in {time.monotonic() - began:.0f} s, {tries} processes"
+    begun.unlink(missing_ok=True)
+    outcome = outcome or ("passed" if codes == [0] else f"FAILED {codes}")
+    return f"{outcome} in {time.monotonic() - began:.0f} s"
 
 
 def main() -> int:
@@ -78,9 +86,11 @@ def main() -> int:
     outcomes = {}
     for part in PARTS:
         left = min(part.seconds, end - time.monotonic())
-        outcomes[part.name] = run(part, folder, left) if left > 10 else "left out, the time is up"
+        output = folder / f"{part.name}.txt"
+        output.write_text("")
+        outcomes[part.name] = run(part, folder, left) if left > LEAST_SECONDS else "left out, the time is up"
         print(f"== {part.name}: {outcomes[part.name]}", flush=True)
-        print("\n".join((folder / f"{part.name}.txt").read_text(errors="replace").splitlines()[-25:]), flush=True)
+        print("\n".join(output.read_text(errors="replace").splitlines()[-25:]), flush=True)
         (folder / "summary.txt").write_text("".join(f"{name}: {outcome}\n" for name, outcome in outcomes.items()))
     return 0 if all("passed" in outcome for outcome in outcomes.values()) else 1
 
