@@ -33,7 +33,8 @@ def openai_model(directory: Directory, model: ModelView) -> dict[str, Any]:
     }
     loaded = _loaded(directory, model)
     if context := _context(loaded) or model.context:
-        entry["context_length"] = context
+        # The second is vLLM's word, which clients know.
+        entry["context_length"] = entry["max_model_len"] = context
     if reason := _context_reason(loaded):
         entry["tandem"] = {"context_reason": reason}
     return entry
