@@ -77,3 +77,11 @@ Duration = Annotated[
     _int_or_string(DURATION_PATTERN, FOREVER, LONGEST_SECONDS, minLength=1, maxLength=32),
 ]
 """Seconds as a number, or a duration such as 5m or 1h30m; -1 is for ever."""
+_PART_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def duration_seconds(duration: int | str) -> float:
+    """Seconds of a `Duration` that is none of for ever."""
+    if isinstance(duration, int):
+        return float(duration)
+    return sum(int(number) * _PART_SECONDS[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", duration))

@@ -147,7 +147,9 @@ def _reported(pod: PodView, entry: ModelReport) -> Diagnosis:
             message += f" It had it loaded before: {sentence(entry.last_error)}"
         return Diagnosis("Loading", message, serving=pod.ready)
     if entry.state == ModelState.UNLOADED:
-        return Diagnosis("Unloaded", f"Pod {pod.name} loads the model with the next request.", serving=pod.ready)
+        why = f" It was unloaded since {entry.unloaded_because}." if entry.unloaded_because else ""
+        message = f"Pod {pod.name} loads the model with the next request.{why}"
+        return Diagnosis("Unloaded", message, serving=pod.ready)
     if not pod.ready:
         return Diagnosis("Starting", f"Pod {pod.name} has loaded the model and is about to take requests.")
     return Diagnosis("Loaded", f"Pod {pod.name} holds the model.", serving=True)

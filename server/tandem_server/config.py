@@ -77,6 +77,9 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_queued: int = Field(8192, ge=1, description="requests that may wait in the whole pod, over all models")
 
+    max_loaded: int = Field(0, ge=0, le=1000, description="models that are loaded at once; 0: three a device")
+    one_user: bool = Field(False, description="every caller decides for all, as under Ollama: keep_alive, num_ctx")
+
     runner_entry: str = "tandem_server.engine.runner:main"
     runner_preload: tuple[str, ...] = ("torch", "tandem_server.engine.runner")
 
