@@ -1,7 +1,7 @@
 """Loads a checkpoint in a process of its own, fills its contexts, runs its largest steps, and prints the peak as JSON.
 
-`python peak_of_load.py FOLDER SETTINGS`: SETTINGS are fields of RunnerSpec as JSON. The peak is of memory that cannot be
-given back: anonymous pages, and the libraries' files, but not the checkpoint's, which is the page cache's.
+`python peak_of_load.py FOLDER SETTINGS`: SETTINGS are fields of RunnerSpec as JSON. The peak is of memory that cannot
+be given back: anonymous pages, and the libraries' files, but not the checkpoint's, which is the page cache's.
 """
 
 import json
