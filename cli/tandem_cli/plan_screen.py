@@ -10,7 +10,6 @@ from rich.text import Text
 from tandem_api.fields import Device
 from tandem_api.fit import Fit, Parts, Refusal
 from tandem_cli.planning import Outcome, Plan
-from tandem_cli.words import size_text
 
 _NAMES = {
     "weights": "weights",
@@ -31,13 +30,16 @@ def plan_lines(plan: Plan) -> list[Any]:
         head += f" with {estimate.wish.quantization} weights"
     lines: list[Any] = [
         Text.assemble((model.name, "bold"), f": {head}"),
-        Text(f"on {devices} {_both(plan.capacity[0])}; the model was made for {footprint.context_limit} tokens"),
+        Text(f"on {devices} {size_of(plan.capacity[0])}; the model was made for {footprint.context_limit} tokens"),
         Text(),
     ]
     if footprint.token:
-        lines += [Text("What its runner takes, by slots and tokens a slot (in brackets: does not fit)"), _table(plan)]
+        lines += [
+            Text("GiB of its runner by slots and tokens a slot; in brackets what does not fit"),
+            _table(plan),
+        ]
     else:
-        lines.append(Text(f"Its runner takes {size_text(estimate.wanted_bytes)}, however many requests there are."))
+        lines.append(Text(f"Its runner takes {size_of(estimate.wanted_bytes)}, however many requests there are."))
     lines += [Text(), *_verdict(plan)]
     if plan.residents or plan.homeless:
         lines += [Text(), Text("Loaded before it:")]
@@ -47,7 +49,7 @@ def plan_lines(plan: Plan) -> list[Any]:
         what = (
             f"{given.slots} x {given.context} tokens{note}" if placed.model.estimate.footprint.token else "embeddings"
         )
-        lines.append(Text(f"  {placed.model.name}{where}: {size_text(given.bytes)} ({what})"))
+        lines.append(Text(f"  {placed.model.name}{where}: {size_of(given.bytes)} ({what})"))
     lines += [Text(f"  {name}: finds no room beside those before it", style="yellow") for name in plan.homeless]
     lines += [*_beside(plan), *(Text(f"Note: {bound}.", style="dim") for bound in footprint.bounds)]
     return lines
@@ -63,7 +65,7 @@ def _table(plan: Plan) -> Table:
         cells = []
         for cell in row:
             wished = (cell.slots, cell.context) == (asked.slots, asked.asked)
-            text = f"{size_text(cell.bytes)} " if cell.fits else f"({size_text(cell.bytes)})"
+            text = f"{gib(cell.bytes)} " if cell.fits else f"({gib(cell.bytes)})"
             cells.append(Text(text, style=("bold " if wished else "") + ("green" if cell.fits else "dim")))
         table.add_row(str(row[0].slots), *cells)
     return table
@@ -76,18 +78,18 @@ def _verdict(plan: Plan) -> list[Text]:
         return [Text(f"{given.reason[:1].upper()}{given.reason[1:]}.", style="red")]
     lines = []
     if given.context < estimate.asked:
-        words = f"{asked} need {size_text(given.needed)}: the context shrinks to {given.context}."
+        words = f"{asked} need {size_of(given.needed)}: the context shrinks to {given.context}."
         lines.append(Text(words, style="yellow"))
     else:
         fits = "fit" if estimate.footprint.token else "fits"
-        lines.append(Text(f"{asked} {fits}: {size_text(given.bytes)} {_shares(given.parts)}", style="green"))
+        lines.append(Text(f"{asked} {fits}: {size_of(given.bytes)} {_shares(given.parts)}", style="green"))
     if given.pool_blocks is not None:
         lines.append(Text(f"They share memory for {given.pool_tokens} tokens."))
     return lines
 
 
 def _shares(parts: Parts) -> str:
-    return "(" + ", ".join(f"{_NAMES[key]} {size_text(size)}" for key, size in asdict(parts).items() if size) + ")"
+    return "(" + ", ".join(f"{_NAMES[key]} {size_of(size)}" for key, size in asdict(parts).items() if size) + ")"
 
 
 def _beside(plan: Plan) -> list[Text]:
@@ -102,7 +104,7 @@ def _beside(plan: Plan) -> list[Text]:
 def _outcome(when: str, outcome: Outcome, plan: Plan) -> Text:
     given, estimate = outcome.given, plan.model.estimate
     if isinstance(given, Refusal):
-        least = f"it needs {size_text(given.least)} and {size_text(max(0, given.free))} is free"
+        least = f"it needs {size_of(given.least)} and {size_of(max(0, given.free))} is free"
         return Text(f"{when} it waits: {least}.", style="red")
     gone = f"{' and '.join(outcome.evicted)} would be unloaded" if outcome.evicted else "all of them stay"
     if not estimate.footprint.token:
@@ -164,5 +166,12 @@ def count_text(number: int) -> str:
     return f"{number / 1e9:.1f} B" if number >= 999.5e6 else f"{number / 1e6:.0f} M"
 
 
-def _both(size: int) -> str:
-    return f"{size / (1 << 30):.4g} GiB ({size_text(size)})"
+def gib(size: int) -> str:
+    """`7.2`, `123`: GiB, as the sizes of GPUs are given."""
+    number = size / (1 << 30)
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def size_of(size: int) -> str:
+    """`1.2 GiB`, `41 MiB`."""
+    return f"{gib(size)} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"

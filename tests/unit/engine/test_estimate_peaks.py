@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tandem_api.fields import Device
 from tandem_api.fit import Wish
@@ -29,6 +28,8 @@ SIZES = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 4096,
     "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 TYPES = ["sliding_attention", "full_attention"] * 5
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 6}
@@ -67,17 +68,16 @@ def case(request, tmp_path_factory):
     model_class = getattr(transformers, architecture)
     config = model_class.config_class(**{**SIZES, **overrides})
     config.architectures, config.dtype = [architecture], torch.bfloat16
-    config.save_pretrained(folder)
     with torch.device("meta"):
         model = model_class(config)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings and architecture != "XLMRobertaModel" else set()
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    model.tie_weights()
     generator = torch.Generator().manual_seed(1)
-    tensors = {
-        name: (torch.randn(tensor.shape, generator=generator) * 0.02).bfloat16()
-        for name, tensor in model.state_dict().items()
-        if name not in tied and tensor.is_floating_point()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+    model.save_pretrained(folder, max_shard_size="20GB")
+    del model
     yield folder, {"dtype": "Float32", "slots": 4, "context": 2048, "threads": 2, **settings}
     (folder / "model.safetensors").unlink()
 

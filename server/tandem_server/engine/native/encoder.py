@@ -23,6 +23,7 @@ from tandem_server.engine.native.pretrained import from_folder
 from tandem_server.engine.native.resources import (
     available_bytes,
     check_weights_fit,
+    give_back,
     resident_bytes,
     taken_bytes,
     wish_of,
@@ -162,6 +163,7 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
     model.config.use_cache = False
     head = SentenceHead(pooling, int(model.config.hidden_size), device)
     report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
+    give_back(device)
     parameters = [*model.parameters(), *head.tensors]
     weight_bytes = sum(p.nbytes for p in parameters)
     on_cpu = device.type == "cpu"

@@ -35,6 +35,7 @@ from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
     check_weights_fit,
+    give_back,
     given_context,
     taken_bytes,
     usable_bytes,
@@ -166,9 +167,7 @@ def _read_weights(
         report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
-    if device.type == "cuda":
-        # What the load held for a while would stay with the allocator, in pieces that no context fits into.
-        torch.cuda.empty_cache()
+    give_back(device)
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     return config, weights
 

@@ -3,6 +3,7 @@
 Read at load. The probes read `/proc`, `/sys/fs/cgroup` and CUDA; what fits is decided by `tandem_api.fit`.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -79,6 +80,17 @@ def _stat(file: Path, key: str) -> int:
         if name == key:
             return int(value)
     return 0
+
+
+def give_back(device: torch.device) -> None:
+    """What a load held for a while and let go of goes back to where others can take it from."""
+    if device.type == "cuda":
+        # It would stay with the allocator, in pieces that no context fits into.
+        torch.cuda.empty_cache()
+    else:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc keeps so much, and only it has this
+        if trim is not None:
+            trim(0)
 
 
 def resident_bytes() -> int:
