@@ -12,7 +12,7 @@ from tandem_api.fit_steps import BLOCK, Steps, cache_positions, capacity_for
 
 DEFAULT_SLOTS = 4
 MIB = 1 << 20
-CPU_FIXED = 640 * MIB
+CPU_FIXED = 590 * MIB
 """A runner's interpreter, torch and our own code in RAM, libraries' files included; measured, see `make test-long`."""
 CPU_LIBRARY_FIXED = 840 * MIB
 """The same with the transformers library."""

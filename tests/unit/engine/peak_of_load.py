@@ -30,7 +30,12 @@ class Watch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.ended, self.peak = threading.Event(), 0
+        self.ended, self.peak, self.reading = threading.Event(), 0, 0
+
+    def note(self, phase: str, *_: int) -> None:
+        """Remembers the peak up to when the weights have been read."""
+        if phase == "reading weights":
+            self.reading = self.peak
 
     def run(self) -> None:
         while not self.ended.wait(SAMPLE_SECONDS):
@@ -42,11 +47,10 @@ def main(folder: str, settings: str) -> None:
     watch = Watch()
     watch.start()
     if spec.task == "Embed":
-        engine = load_encoder(spec, lambda *_: None)
+        engine = load_encoder(spec, watch.note)
         exercise_encoder(engine)
     else:
-        engine = load_generator(spec, lambda *_: None)
-        loading = watch.peak
+        engine = load_generator(spec, watch.note)
         pool = engine._step._decoder.cache.pool
         pool.view(-1)[:: 4096 // pool.element_size()] = 0  # every page is really there
         for plan in warm_up_plans(engine._limits, worst=True):
@@ -58,7 +62,7 @@ def main(folder: str, settings: str) -> None:
         json.dumps(
             {
                 "peak": watch.peak + pages("RssFile"),
-                "loading": (loading if spec.task != "Embed" else watch.peak) + pages("RssFile"),
+                "reading": watch.reading + pages("RssFile"),
                 "total": loaded.total_bytes,
                 "parts": [loaded.weight_bytes, loaded.cache_bytes, loaded.overhead_bytes],
                 "context": loaded.context,

@@ -35,9 +35,9 @@ from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
     check_weights_fit,
-    give_back,
     given_context,
     taken_bytes,
+    tidy,
     usable_bytes,
     wish_of,
 )
@@ -83,7 +83,8 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots)
     before = used_bytes(device)
-    config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
+    with tidy(device):
+        config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
     room = _make_room(spec, config, formats, device, slots, fused=why is None)
     with_weights = used_bytes(device)
     decoder = _make_decoder(config, weights, slots, room)
@@ -167,7 +168,6 @@ def _read_weights(
         report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
-    give_back(device)
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     return config, weights
 
