@@ -10,6 +10,7 @@ from datetime import datetime
 from tandem_api.status import CommonStatus, Condition, ConditionStatus
 from tandem_operator.act import Outcome
 from tandem_operator.compare import NO_LONGER_WANTED
+from tandem_operator.diagnose import UNLOADED_WORDS
 from tandem_operator.kinds import DEPLOYMENT
 from tandem_operator.observe import PodView
 
@@ -104,8 +105,11 @@ def _load(pods: Sequence[PodView], before: CommonStatus, after: CommonStatus) ->
         seconds = _load_seconds(pods, was)
         within = f"Loaded in {seconds:.0f} s after the start of the pod. " if seconds is not None else "Loaded. "
         return [Happening("Loaded", "Load", within + loaded.message)]
-    if was is not None and was.status == ConditionStatus.TRUE and loaded.reason == "Unloaded":
-        return [Happening("Unloaded", "Unload", loaded.message)]
+    if loaded.reason == "Unloaded" and was is not None:
+        # Loaded and unloaded between two reports: only the words tell.
+        unseen = UNLOADED_WORDS in loaded.message and was.message != loaded.message
+        if was.status == ConditionStatus.TRUE or unseen:
+            return [Happening("Unloaded", "Unload", loaded.message)]
     if loaded.reason == "Loading" and (was is None or was.reason != "Loading"):
         return [Happening("Loading", "Load", loaded.message)]
     return []

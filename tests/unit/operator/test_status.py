@@ -456,6 +456,11 @@ def test_an_unload_is_an_event_that_says_why() -> None:
     assert events(status_of(idle), idle) == []
 
 
+def test_an_unload_between_two_reports_is_an_event_too() -> None:
+    never = status_of(pods_with((running(), seen(gone("")))))
+    assert [reason for reason, _ in events(never, pods_with((running(), seen(gone()))))] == ["Unloaded"]
+
+
 def test_a_reduced_context_stands_until_a_load_says_otherwise() -> None:
     reduced = status_of(pods_with((running(), seen(loaded(context_asked=8192, context_given=2048)))))
     idle = status_of(pods_with((running(), seen(gone())), status=fields_of(reduced)))

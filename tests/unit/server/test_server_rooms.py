@@ -240,6 +240,32 @@ async def test_in_a_shared_pod_more_context_never_reloads(rooms):
     assert site.host("m0").loads == 1
 
 
+async def test_a_shrunk_model_says_so_and_grows_back_when_memory_is_free(rooms, monkeypatch):
+    """One byte a token: two models of 200 tokens each on 300 bytes, of which the first is busy for a while."""
+    monkeypatch.setattr(Sizes, "of", lambda sizes, folder, entry, settings: Sized(Need(64, 200)))
+    site = await rooms(2, room=1, fake={"token_bytes": 1, "context": 200})
+    room = site.pod.manager.room
+    room.ledger.capacity = [300]
+    room._times = type(room._times)(patience=0.1, stay=60.0, quiet=0.1)
+    site.models[0].hold()
+    running = asyncio.create_task(ask(site, "m0"))
+    await until(lambda: site.models[0].admitted())
+    answer = await ask(site, "m1")
+    assert (answer.status_code, answer.headers["x-tandem-context-length"]) == (200, "100")
+    entry = (await ps(site))["m1"]
+    assert (entry["context_length"], entry["tandem"]["context_reason"]) == (
+        100,
+        "200 tokens were asked for and 100 fit",
+    )
+    site.models[0].release()
+    assert (await running).status_code == 200
+    await site.client.post("/api/generate", json={"model": "m0", "keep_alive": 0})
+    await until(lambda: (told := site.host("m1").loaded) and told.context == 200, "the model to grow back")
+    assert site.host("m1").loads == 2
+    report = site.pod.report().models[1]
+    assert (report.context_given, report.context_reason) == (200, "")
+
+
 async def _loaded(site, name):
     site.host(name).want()
     await until(lambda: site.host(name).loaded is not None)
