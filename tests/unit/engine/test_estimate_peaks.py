@@ -37,7 +37,7 @@ CASES = {
     "llama": ("LlamaForCausalLM", {}, {}),
     "llama-deep-context": ("LlamaForCausalLM", {}, {"slots": 2, "context": 4096}),
     "llama-bfloat16": ("LlamaForCausalLM", {"num_hidden_layers": 30}, {"dtype": "BFloat16"}),
-    "llama-int8": ("LlamaForCausalLM", {"num_hidden_layers": 60}, {"quantization": "Int8", "dtype": "BFloat16"}),
+    "llama-int8": ("LlamaForCausalLM", {"num_hidden_layers": 64}, {"quantization": "Int8", "dtype": "BFloat16"}),
     "qwen3-wide-vocabulary": (
         "Qwen3ForCausalLM",
         {"vocab_size": 120_000, "tie_word_embeddings": True, "num_hidden_layers": 8, "head_dim": 64},

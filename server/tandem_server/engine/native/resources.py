@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from tandem_api.fields import Device
-from tandem_api.fit import GPU_FIXED, Refusal, Wish, fit_context, mib, reserve_bytes
+from tandem_api.fit import GPU_FIXED, HEAP_KEPT, Refusal, Wish, fit_context, mib, reserve_bytes
 from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.wire import RunnerSpec
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's `mallopt`."""
-LOADING_THRESHOLD, SERVING_THRESHOLD = 1 << 20, 32 << 20
+LOADING_THRESHOLD, SERVING_THRESHOLD = 1 << 20, HEAP_KEPT // 2
 """From so many bytes on an allocation is pages of its own, gone as soon as it is freed."""
 
 
@@ -99,7 +99,7 @@ def tidy(device: torch.device) -> Iterator[None]:
         yield
         # What glibc comes to by itself: a step's buffers are taken and given back without the kernel.
         libc.mallopt(M_MMAP_THRESHOLD, SERVING_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * SERVING_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, HEAP_KEPT)
         libc.malloc_trim(0)
     else:
         yield
