@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tandem_api.fields import Device
-from tandem_api.fit import Wish
+from tandem_api.fit import Wish, reserve_bytes
 from tandem_api.scalars import memory_bytes
 from tandem_cli.names import model_name
 from tandem_cli.plan_screen import plan_json, plan_lines
@@ -87,7 +87,9 @@ def plan(
     except (SourceTrouble, LoadError) as error:
         sys.stderr.write(f"tandem plan: {error}\n")
         raise typer.Exit(1) from error
-    made = make_plan(model, _told_apart(model, others), [gpu or cpu or 0] * gpus)
+    size = gpu or cpu or 0
+    kept = reserve_bytes(size)  # as a pod does without TANDEM_DEVICE_MEMORY
+    made = make_plan(model, _told_apart(model, others), [max(0, size - kept)] * gpus, kept)
     if as_json:
         print(json.dumps(plan_json(made), indent=2))
     else:

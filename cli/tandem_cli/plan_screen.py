@@ -30,7 +30,10 @@ def plan_lines(plan: Plan) -> list[Any]:
         head += f" with {estimate.wish.quantization} weights"
     lines: list[Any] = [
         Text.assemble((model.name, "bold"), f": {head}"),
-        Text(f"on {devices} {size_of(plan.capacity[0])}; the model was made for {footprint.context_limit} tokens"),
+        Text(
+            f"on {devices} {size_of(plan.capacity[0] + plan.kept)}, of which {size_of(plan.kept)} stay free; "
+            f"made for {footprint.context_limit} tokens"
+        ),
         Text(),
     ]
     if footprint.token:
@@ -128,6 +131,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "weightBytes": footprint.weights,
         "bytesPerToken": footprint.token,
         "devices": list(plan.capacity),
+        "keptFree": plan.kept,
         "slots": estimate.slots,
         "asked": estimate.asked,
         "minimumBytes": estimate.minimum_bytes,

@@ -65,6 +65,9 @@ class Plan:
 
     model: Model
     capacity: tuple[int, ...]
+    """Bytes of each device that runners may take."""
+    kept: int
+    """Bytes of each that are left free beside them."""
     alone: Fit | Refusal
     table: tuple[tuple[Cell, ...], ...]
     """A row for each number of slots."""
@@ -82,8 +85,8 @@ class Plan:
         return isinstance(self.alone, Fit)
 
 
-def make_plan(model: Model, others: Sequence[Model], capacity: Sequence[int]) -> Plan:
-    """The plan for `model` on devices of so many bytes; `others` are loaded before it, the longest unused first."""
+def make_plan(model: Model, others: Sequence[Model], capacity: Sequence[int], kept: int = 0) -> Plan:
+    """The plan for `model` on devices with so much for runners; `others` are loaded already, the longest unused first."""
     largest = max(capacity)
     ledger = Ledger(list(capacity), len(others) + 2)
     placed: list[Placed] = []
@@ -102,6 +105,7 @@ def make_plan(model: Model, others: Sequence[Model], capacity: Sequence[int]) ->
     return Plan(
         model,
         tuple(capacity),
+        kept,
         model.estimate.fitting(largest),
         _table(model.estimate, largest),
         tuple(placed),

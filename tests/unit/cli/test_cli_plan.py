@@ -66,7 +66,7 @@ def test_the_table_marks_what_fits_within_80_columns(plan):
     text = plan("llama", "--gpu", "24GiB", "--context", "8192")
     lines = text.splitlines()
     assert lines[0] == "llama: LlamaForCausalLM, 8.0 B parameters, BFloat16"
-    assert lines[1] == "on GPU with 24.0 GiB; the model was made for 131072 tokens"
+    assert lines[1] == "on GPU with 24.0 GiB, of which 1.2 GiB stay free; made for 131072 tokens"
     assert max(map(len, lines)) <= 80
     four = next(line for line in lines if line.split()[:1] == ["4"]).split()
     assert four[1:3] == ["20.2", "(24.3)"], "8192 tokens fit, 16384 do not"
@@ -74,7 +74,9 @@ def test_the_table_marks_what_fits_within_80_columns(plan):
     assert "Note: 640 MiB are assumed for the driver's context and kernels." in text
 
 
-def test_every_cell_is_what_a_runner_would_be_granted(plan):
+def test_every_cell_is_what_a_runner_would_be_granted(plan, monkeypatch):
+    assert as_json(plan, "qwen", "--gpu", "24GiB")["keptFree"] == (24 << 30) // 20
+    monkeypatch.setattr("tandem_cli.plan.reserve_bytes", lambda size: 0)
     told = as_json(plan, "qwen", "--gpu", "24GiB")
     assert (told["asked"], told["slots"], told["contextLimit"]) == (40_960, 4, 40_960)
     wanted = next(cell for cell in told["table"] if (cell["slots"], cell["context"]) == (4, 40_960))
@@ -89,7 +91,7 @@ def test_every_cell_is_what_a_runner_would_be_granted(plan):
 
 def test_a_context_that_shrinks_is_told_with_the_largest_that_fits(plan):
     text = plan("llama", "--gpu", "24GiB")
-    assert "4 slots of 131072 tokens need 81.5 GiB: the context shrinks to 15360." in text
+    assert "4 slots of 131072 tokens need 81.5 GiB: the context shrinks to 13312." in text
     refused = plan("llama", "--gpu", "24GiB", "--fail", code=3)
     assert "The context does not fit: 4 slots of 131072 tokens need" in refused
     assert "The weights need" in plan("llama", "--gpu", "8GiB", code=3)
@@ -100,7 +102,7 @@ def test_who_would_have_to_go_and_what_is_left_while_they_are_in_use(plan):
     text = plan("llama", "--gpu", "24GiB", "--context", "8192", "--with", "qwen")
     assert "qwen: 19.9 GiB (4 x 40960 tokens)" in text
     assert "While nobody uses them: qwen would be unloaded; its context is 8192, as asked." in text
-    assert "While they are all in use it waits: it needs 16.6 GiB and 4.1 GiB is free." in text
+    assert "While they are all in use it waits: it needs 16.6 GiB and 2.9 GiB is free." in text
     two = as_json(plan, "llama", "--gpu", "24GiB", "--gpus", "2", "--context", "8192", "--with", "qwen")
     assert two["with"][0]["device"] == 0
     assert two["besideIdle"]["evicted"] == two["besideBusy"]["evicted"] == []
