@@ -86,7 +86,7 @@ class Plan:
 
 
 def make_plan(model: Model, others: Sequence[Model], capacity: Sequence[int], kept: int = 0) -> Plan:
-    """The plan for `model` on devices with so much for runners; `others` are loaded already, the longest unused first."""
+    """The plan for `model` on devices with so much for runners; `others` are loaded, the longest unused first."""
     largest = max(capacity)
     ledger = Ledger(list(capacity), len(others) + 2)
     placed: list[Placed] = []
