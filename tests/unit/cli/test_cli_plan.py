@@ -69,8 +69,8 @@ def test_the_table_marks_what_fits_within_80_columns(plan):
     assert lines[1] == "on GPU with 24.0 GiB, of which 1.2 GiB stay free; made for 131072 tokens"
     assert max(map(len, lines)) <= 80
     four = next(line for line in lines if line.split()[:1] == ["4"]).split()
-    assert four[1:3] == ["20.2", "(24.3)"], "8192 tokens fit, 16384 do not"
-    assert "4 slots of 8192 tokens fit: 20.2 GiB (weights 15.0 GiB" in text
+    assert four[1:3] == ["21.7", "(25.8)"], "8192 tokens fit, 16384 do not"
+    assert "4 slots of 8192 tokens fit: 21.7 GiB (weights 15.0 GiB" in text
     assert "Note: 640 MiB are assumed for the driver's context and kernels." in text
 
 
@@ -91,7 +91,7 @@ def test_every_cell_is_what_a_runner_would_be_granted(plan, monkeypatch):
 
 def test_a_context_that_shrinks_is_told_with_the_largest_that_fits(plan):
     text = plan("llama", "--gpu", "24GiB")
-    assert "4 slots of 131072 tokens need 81.5 GiB: the context shrinks to 13312." in text
+    assert "4 slots of 131072 tokens need 82.9 GiB: the context shrinks to 10240." in text
     refused = plan("llama", "--gpu", "24GiB", "--fail", code=3)
     assert "The context does not fit: 4 slots of 131072 tokens need" in refused
     assert "The weights need" in plan("llama", "--gpu", "8GiB", code=3)
@@ -100,9 +100,9 @@ def test_a_context_that_shrinks_is_told_with_the_largest_that_fits(plan):
 
 def test_who_would_have_to_go_and_what_is_left_while_they_are_in_use(plan):
     text = plan("llama", "--gpu", "24GiB", "--context", "8192", "--with", "qwen")
-    assert "qwen: 19.9 GiB (4 x 40960 tokens)" in text
+    assert "qwen: 20.4 GiB (4 x 40960 tokens)" in text
     assert "While nobody uses them: qwen would be unloaded; its context is 8192, as asked." in text
-    assert "While they are all in use it waits: it needs 16.6 GiB and 2.9 GiB is free." in text
+    assert "While they are all in use it waits: it needs 16.6 GiB and 2.4 GiB is free." in text
     two = as_json(plan, "llama", "--gpu", "24GiB", "--gpus", "2", "--context", "8192", "--with", "qwen")
     assert two["with"][0]["device"] == 0
     assert two["besideIdle"]["evicted"] == two["besideBusy"]["evicted"] == []

@@ -11,14 +11,13 @@ from typing import Any
 
 from tandem_api.fields import Device
 from tandem_api.fit import CPU_FIXED, CPU_LIBRARY_FIXED, GPU_FIXED, HEAP_KEPT, Footprint, Wish, mib
-from tandem_api.fit_steps import Steps
+from tandem_api.fit_steps import Steps, together_rows
 from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import DecoderConfig, refuse_quantised
 from tandem_server.engine.native.formats import ITEMSIZES, format_of, stored_format
 from tandem_server.engine.native.headers import Stored, read_headers
 from tandem_server.engine.native.library_shape import LibraryShape
-from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, most_tokens, positions_of
 from tandem_server.engine.native.shape import inventory_of, step_shape_of
 

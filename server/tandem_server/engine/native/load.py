@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from tandem_api.fit import pool_blocks
-from tandem_api.fit_steps import CPU_BUDGET, CUDA_BUDGET, MOST_PROCESSORS, Steps, batch_sizes, cache_positions
+from tandem_api.fit_steps import (
+    CPU_BUDGET,
+    CUDA_BUDGET,
+    MOST_PROCESSORS,
+    Steps,
+    batch_sizes,
+    cache_positions,
+    together_rows,
+)
 from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
@@ -32,7 +40,6 @@ from tandem_server.engine.native.library import LibraryWeights, load_library, re
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.model import Model
-from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
@@ -196,8 +203,6 @@ def _make_room(
     processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else MOST_PROCESSORS
     together = together_rows(on_gpu and fused, formats.dtype.itemsize)
     steps = Steps(shape, formats.dtype.itemsize, on_gpu, unpacked, processors, together)
-    if on_gpu:
-        torch.cuda.empty_cache()  # what the weights' making left over can be had again
     token, free = config.cache_bytes_per_token(cache_dtype.itemsize), usable_bytes(device, spec.memory_limit)
 
     def needed(context: int) -> int:
