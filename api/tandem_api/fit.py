@@ -12,10 +12,12 @@ from tandem_api.fit_steps import BLOCK, Steps, cache_positions, capacity_for
 
 DEFAULT_SLOTS = 4
 MIB = 1 << 20
-CPU_FIXED = 560 * MIB
+CPU_FIXED = 590 * MIB
 """A runner's interpreter, torch and our own code in RAM, libraries' files included; measured, see `make test-long`."""
 CPU_LIBRARY_FIXED = 840 * MIB
 """The same with the transformers library."""
+HEAP_KEPT = 64 * MIB
+"""glibc's heap keeps so much of what a step gave back, at most."""
 GPU_FIXED = 640 * MIB
 """The driver's context, kernels and their workspaces, on the device; assumed, not measured."""
 GRAIN = 64
@@ -89,6 +91,11 @@ class Fit:
         """What the runner takes in all."""
         return self.parts.total
 
+    @property
+    def pool_tokens(self) -> int:
+        """Shared: tokens that all slots hold together; else 0."""
+        return (self.pool_blocks or 0) * BLOCK
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -146,11 +153,20 @@ class Estimate:
         limit = self.footprint.context_limit
         object.__setattr__(self, "asked", min(self.wish.context or limit, limit))
 
-    def parts_at(self, context: int, slots: int | None = None, positions: int | None = None) -> Parts:
-        """By part, for slots of `context` tokens; `positions` of the cache where they are not all slots' whole ones."""
+    def parts_at(
+        self, context: int, slots: int | None = None, positions: int | None = None, whole: bool = False
+    ) -> Parts:
+        """By part, for slots of `context` tokens.
+
+        Args:
+            context: tokens a slot.
+            slots: None: as wished.
+            positions: of the cache, where they are known; else one context's of a shared pool, every slot's otherwise.
+            whole: of a shared pool as well those of every slot.
+        """
         slots, model = slots or self.slots, self.footprint
         if positions is None:
-            positions = cache_positions(1 if self.wish.shared else slots, context)
+            positions = cache_positions(1 if self.wish.shared and not whole else slots, context)
         cache, steps = positions * model.token, model.step(slots, context)
         return Parts(model.weights, cache, steps, model.fixed, max(0, model.loading - cache - steps))
 
@@ -166,11 +182,17 @@ class Estimate:
     @property
     def wanted_bytes(self) -> int:
         """With the whole context that was asked for, in a shared pool for every slot."""
-        return self.parts_at(self.asked, positions=cache_positions(self.slots, self.asked)).total
+        return self.parts_at(self.asked, whole=True).total
 
     def fitting(self, free: int) -> Fit | Refusal:
         """What fits into `free` bytes, of which nothing is left over for others: that is the caller's to subtract."""
         model, wish = self.footprint, self.wish
+        if model.weights + model.fixed > free:
+            reason = (
+                f"the weights need {mib(model.weights)} and their process {mib(model.fixed)}, {mib(free)} is free; "
+                "give it more memory or use a smaller model"
+            )
+            return Refusal(reason, self.wanted_bytes, self.minimum_bytes, free)
         result = fit_context(wish, model.context_limit, self.slots, free, self.bytes_at, " for weights and all")
         if isinstance(result, Refusal):
             return result

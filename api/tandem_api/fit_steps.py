@@ -59,6 +59,14 @@ def batch_sizes(slots: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < slots), slots)
 
 
+def together_rows(on_gpu: bool, itemsize: int) -> int:
+    """Rows of prompts that share a forward at most, for numbers of so many bytes; 0: each chunk has its own.
+
+    Other numbers of rows take other matrix kernels, and in float32 nothing may depend on the neighbours.
+    """
+    return CUDA_BUDGET if on_gpu and itemsize < 4 else 0
+
+
 @dataclass(frozen=True)
 class StepShape:
     """What the size of a decoder's intermediate results depends on."""
@@ -154,7 +162,8 @@ class Steps:
         shape = self.shape
         total = step_bytes(shape, slots, self.chunk, self.itemsize, context) + self.unpacked
         total += table_bytes(shape, slots, self.itemsize, context)
-        total += max(0, self.together - self.chunk) * shape.widths * self.itemsize
+        together = min(self.together, slots * context)
+        total += max(0, together - self.chunk) * shape.widths * self.itemsize
         if self.on_gpu:
             shares = attention_shares(shape.kv_heads, self.processors, capacity_for(context))
             workspace = workspace_bytes(shape, slots, shares)

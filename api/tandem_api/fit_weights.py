@@ -98,5 +98,7 @@ class Inventory:
         """Bytes of the largest matrix that a step turns back into the computation's format; 0 where none is."""
         if packing.quantization != "Int8":
             return 0
+        # On a CPU the head never gets more rows than the packed kernel takes.
+        layers = [m for m in self.matrices if not m.exact and (packing.on_gpu or m != self.table)]
         heads = [self.table] if self.tied and packing.on_gpu else []
-        return packing.itemsize * max((m.elements for m in (*self.matrices, *heads) if not m.exact), default=0)
+        return packing.itemsize * max((m.elements for m in (*layers, *heads)), default=0)

@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "serve": "tandem_cli.serve:app",
     "run": "tandem_cli.run:app",
     "ps": "tandem_cli.ps:app",
+    "plan": "tandem_cli.plan:app",
     "trace": "tandem_cli.trace:app",
     "demo": "tandem_cli.demo.command:app",
 }

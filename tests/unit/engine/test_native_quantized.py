@@ -26,6 +26,7 @@ from tandem_server.engine.native.quantized import (
 )
 from tandem_server.engine.wire import RunnerSpec
 from tandem_server.residency.host import runner_spec
+from tandem_server.residency.ledger import Grant
 
 pytestmark = pytest.mark.torch
 
@@ -177,7 +178,7 @@ def test_a_torch_without_the_kernel_or_with_another_one_is_refused(kind, monkeyp
 @pytest.mark.parametrize("kind", ["None", *KINDS])
 def test_what_a_model_asks_for_reaches_the_runner(kind):
     entry = CatalogModel(name="m", source="hf://a/b", quantization=Quantization(kind))
-    assert runner_spec(entry, DEMO, Settings(device=Device.CPU)).quantization == kind
+    assert runner_spec(entry, DEMO, Settings(device=Device.CPU), Grant("m", 0, 1 << 30)).quantization == kind
 
 
 def test_none_is_the_layout_of_always():

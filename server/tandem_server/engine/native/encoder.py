@@ -25,6 +25,7 @@ from tandem_server.engine.native.resources import (
     check_weights_fit,
     resident_bytes,
     taken_bytes,
+    tidy,
     wish_of,
 )
 from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, is_sentence_model
@@ -158,7 +159,8 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
     needed = footprint.weights + max(footprint.loading, largest)
     check_weights_fit(needed, available_bytes(device, spec.memory_limit), "the weights and the largest step need")
     report("reading weights", 0, checkpoint.total_bytes)
-    model = _read_model(folder, dtype, checkpoint.names()).to(device).eval()
+    with tidy(device):
+        model = _read_model(folder, dtype, checkpoint.names()).to(device).eval()
     model.config.use_cache = False
     head = SentenceHead(pooling, int(model.config.hidden_size), device)
     report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tandem_api.fields import Device
-from tandem_api.fit import CPU_FIXED, CPU_LIBRARY_FIXED, GPU_FIXED, Footprint, Wish, mib
-from tandem_api.fit_steps import Steps
+from tandem_api.fit import CPU_FIXED, CPU_LIBRARY_FIXED, GPU_FIXED, HEAP_KEPT, Footprint, Wish, mib
+from tandem_api.fit_steps import Steps, together_rows
 from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import DecoderConfig, refuse_quantised
 from tandem_server.engine.native.formats import ITEMSIZES, format_of, stored_format
 from tandem_server.engine.native.headers import Stored, read_headers
 from tandem_server.engine.native.library_shape import LibraryShape
-from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, most_tokens, positions_of
 from tandem_server.engine.native.shape import inventory_of, step_shape_of
 
@@ -101,13 +100,12 @@ def encoder_footprint(
     limit = positions_of(raw, architecture)
     limit = min(limit, most_tokens(folder) or limit)
     shape = LibraryShape(raw).step
-    largest = max((tensor.elements for tensor in found.values() if tensor.is_float), default=0)
 
     def steps(slots: int, context: int) -> int:
         tokens: int = max(BATCH_TOKENS, context)
         # States, their residual, normed and mixed copies; projections; the inner layer, before and after.
-        widths = 4 * shape.hidden + shape.qkv_width + 2 * shape.intermediate
-        return tokens * (widths * itemsize + context * (1 + itemsize))
+        widths = 5 * shape.hidden + shape.qkv_width + 2 * shape.intermediate
+        return tokens * (widths * itemsize + context * (1 + itemsize)) + (0 if on_gpu else HEAP_KEPT)
 
     footprint = Footprint(
         architecture=architecture,
@@ -115,7 +113,7 @@ def encoder_footprint(
         weights=elements * itemsize,
         token=0,
         fixed=GPU_FIXED if on_gpu else CPU_LIBRARY_FIXED,
-        loading=largest * itemsize,
+        loading=0,  # each tensor is read straight into its place
         steps=steps,
         parameters=elements,
         dtype=dtype,

@@ -26,8 +26,9 @@ class LibraryShape:
         self.layers, heads, hidden = self._number(*LAYERS), self._number(*HEADS), self._number(*HIDDEN)
         self.positions = self._number(*POSITIONS)
         self.tied = bool(self._raw.get("tie_word_embeddings", True))
-        compressed = self._raw.get("kv_lora_rank")
-        kv_heads = heads if compressed else int(self._raw.get("num_key_value_heads") or heads)
+        # What compresses its keys holds them whole in our cache; what names its heads otherwise has a key for each.
+        whole = self._raw.get("kv_lora_rank") or not self._raw.get(HEADS[0])
+        kv_heads = heads if whole else int(self._raw.get("num_key_value_heads") or heads)
         sizes = (
             int(self._raw.get("head_dim") or 0),
             -(-hidden // heads),

@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from tandem_api.fit import pool_blocks
-from tandem_api.fit_steps import CPU_BUDGET, CUDA_BUDGET, MOST_PROCESSORS, Steps, batch_sizes, cache_positions
+from tandem_api.fit_steps import (
+    CPU_BUDGET,
+    CUDA_BUDGET,
+    MOST_PROCESSORS,
+    Steps,
+    batch_sizes,
+    cache_positions,
+    together_rows,
+)
 from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
@@ -32,13 +40,13 @@ from tandem_server.engine.native.library import LibraryWeights, load_library, re
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.model import Model
-from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
     check_weights_fit,
     given_context,
     taken_bytes,
+    tidy,
     usable_bytes,
     wish_of,
 )
@@ -93,7 +101,8 @@ def _load(
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots)
     before = used_bytes(device)
-    config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
+    with tidy(device):
+        config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
     room = _make_room(spec, config, formats, device, slots, fused=why is None)
     with_weights = used_bytes(device)
     decoder = _make_decoder(config, weights, slots, room)
@@ -181,9 +190,6 @@ def _read_weights(
         report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
-    if device.type == "cuda":
-        # What the load held for a while would stay with the allocator, in pieces that no context fits into.
-        torch.cuda.empty_cache()
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     return config, weights
 
@@ -197,8 +203,6 @@ def _make_room(
     processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else MOST_PROCESSORS
     together = together_rows(on_gpu and fused, formats.dtype.itemsize)
     steps = Steps(shape, formats.dtype.itemsize, on_gpu, unpacked, processors, together)
-    if on_gpu:
-        torch.cuda.empty_cache()  # what the weights' making left over can be had again
     token, free = config.cache_bytes_per_token(cache_dtype.itemsize), usable_bytes(device, spec.memory_limit)
 
     def needed(context: int) -> int:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem_api.fit_steps import CUDA_BUDGET
-
 Numbers = NDArray[np.int32]
 
 
@@ -21,14 +19,6 @@ class Part:
     slot: int
     start: int
     count: int
-
-
-def together_rows(on_gpu: bool, itemsize: int) -> int:
-    """Rows of prompts that share a forward at most, for numbers of so many bytes; 0: each chunk has its own.
-
-    Other numbers of rows take other matrix kernels, and in float32 nothing may depend on the neighbours.
-    """
-    return CUDA_BUDGET if on_gpu and itemsize < 4 else 0
 
 
 def packs(parts: Sequence[Part], most: int) -> list[list[int]]:

@@ -3,19 +3,25 @@
 Read at load. The probes read `/proc`, `/sys/fs/cgroup` and CUDA; what fits is decided by `tandem_api.fit`.
 """
 
+import ctypes
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from tandem_api.fields import Device
-from tandem_api.fit import GPU_FIXED, Refusal, Wish, fit_context, mib, reserve_bytes
+from tandem_api.fit import GPU_FIXED, HEAP_KEPT, Refusal, Wish, fit_context, mib, reserve_bytes
 from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.wire import RunnerSpec
 
 CGROUP = Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's `mallopt`."""
+LOADING_THRESHOLD, SERVING_THRESHOLD = 1 << 20, HEAP_KEPT // 2
+"""From so many bytes on an allocation is pages of its own, gone as soon as it is freed."""
 
 
 def cpu_threads(asked: int | None, cgroup: Path = CGROUP) -> int:
@@ -79,6 +85,27 @@ def _stat(file: Path, key: str) -> int:
         if name == key:
             return int(value)
     return 0
+
+
+@contextmanager
+def tidy(device: torch.device) -> Iterator[None]:
+    """Within it weights are read; what that took for a while goes back to where others can take it from.
+
+    glibc would put matrices beside their short-lived copies, so that the holes which those leave stay with the process.
+    """
+    libc = ctypes.CDLL(None)
+    if device.type == "cpu" and hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LOADING_THRESHOLD)
+        yield
+        # What glibc comes to by itself: a step's buffers are taken and given back without the kernel.
+        libc.mallopt(M_MMAP_THRESHOLD, SERVING_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, HEAP_KEPT)
+        libc.malloc_trim(0)
+    else:
+        yield
+    if device.type == "cuda":
+        # It would stay with the allocator, in pieces that no context fits into.
+        torch.cuda.empty_cache()
 
 
 def resident_bytes() -> int:
