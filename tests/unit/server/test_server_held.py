@@ -37,7 +37,8 @@ async def test_a_load_is_told_in_comments(serve, model, impatient):
     status, text = await read_held(site, model, "/v1/chat/completions", CHAT, words)
     assert status == 200
     assert text.startswith(": model fake is loaded first: ")
-    told = "".join(event["choices"][0]["delta"].get("content") or "" for event in sse(text) if event["choices"])
+    events = [event for event in sse(text) if event != "[DONE]" and event["choices"]]
+    told = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
     assert told == ANSWER
 
 
