@@ -5,7 +5,7 @@ A weight packed for oneDNN, or stored transposed, does not (measured; `docs/deci
 faster one at batch 4 and above. `row_invariant_sizes` makes sure of it on the machine at hand, at every load.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -27,6 +27,10 @@ class Linear(Protocol):
 
     def onto(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`residual + y`, in one kernel where the device has one."""
+
+
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+"""A layer of a weight `[outputs, inputs]` and perhaps a bias."""
 
 
 class TransposedLinear:

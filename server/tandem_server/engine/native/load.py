@@ -5,7 +5,7 @@ Called by the runner. What comes out is an engine that waits for requests.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -13,6 +13,9 @@ import torch
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
+from tandem_server.engine.native.cpu_decoder import CpuDecoder
+from tandem_server.engine.native.cpu_layout import cpu_layout
+from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
 from tandem_server.engine.native.dtype import (
@@ -20,6 +23,7 @@ from tandem_server.engine.native.dtype import (
     choose_dtype,
     choose_threads,
     stored_dtype,
+    time_largest_layer,
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
@@ -78,7 +82,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     config, why = _choose_decoder(folder, spec)
     device = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
     slots = spec.slots or DEFAULT_SLOTS
-    formats = _choose_formats(spec, config, device, slots)
+    formats = _choose_formats(spec, config, device, slots, fused=why is None)
     before = used_bytes(device)
     config, weights = _read_weights(folder, config, formats, device, report, fused=why is None)
     room = _make_room(spec, config, formats, device, slots, fused=why is None)
@@ -126,12 +130,26 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
     return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
 
 
-def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int) -> Formats:
+def _choose_formats(
+    spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool
+) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
-    layout = layout_for(spec.quantization, device, slots)
-    dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    if device.type != "cpu" or spec.quantization != "None":
+        layout = layout_for(spec.quantization, device, slots)
+        dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    else:
+        layouts = cache(partial(cpu_layout, config, slots=slots, fused=fused))
+        dtype, reason = choose_dtype(
+            spec.dtype,
+            config,
+            device,
+            slots,
+            lambda dtype: time_largest_layer(config, slots, dtype, layouts(dtype)[0].make),
+        )
+        layout, by = layouts(dtype)
+        reason += f"; {by}"
     if device.type == "cpu" and spec.threads is None:
-        timer = partial(time_threads, config=config, slots=slots, dtype=dtype)
+        timer = partial(time_threads, config=config, slots=slots, dtype=dtype, make=layout.make)
         threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
         torch.set_num_threads(threads)
         reason += f"; {threads_reason}" if threads_reason else ""
@@ -183,7 +201,8 @@ def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Roo
         return LibraryDecoder(config, weights, slots, room.context)
     if weights.embedding.device.type == "cuda":
         return GpuDecoder(config, weights, slots, room.context, gpu_kernels(), room.pool, room.cache_dtype)
-    return Decoder(config, weights, slots, room.context, room.pool)
+    kind = CpuDecoder if isinstance(weights.head, CompiledLinear) else Decoder
+    return kind(config, weights, slots, room.context, room.pool)
 
 
 def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
@@ -251,6 +270,8 @@ def gpu_kernels() -> MakeKernels:
 
 
 def _attention_text(decoder: Model) -> str:
+    if isinstance(decoder, CpuDecoder):
+        return "attention by kernels"
     if not isinstance(decoder, GpuDecoder):
         return f"attention by {decoder.span} keys"
     return f"attention by kernels, {'in graphs' if decoder.recordable else 'without graphs, which experts rule out'}"
