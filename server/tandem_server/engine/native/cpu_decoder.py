@@ -1,9 +1,9 @@
-"""The fused decoder on a CPU where our own kernels are compiled: a decode step is one call for all layers.
+"""The fused decoder on a CPU where our own kernels are compiled: a step, or a prompt's chunk, is one call for all layers.
 
 Between `step.py` and `cpu_kernels.c`. Torch's operators cost more to call than small rows take to compute (half of a
 step's time at batch 1, two thirds at 8), so norms, positions, the cache, attention and activations are done where the
-matrices are multiplied. Attention finds a row's blocks in the cache's tables and reads what the row has and no more.
-Prompts go the way of `decoder.py`, by the same matrices.
+matrices are multiplied. Attention finds a row's blocks in the cache's tables and reads what the row has and no more;
+a prompt's tokens are to it as many sequences, one longer than the other, that share their blocks.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ from tandem_server.engine.native.weights import DecoderWeights
 
 CHUNK = 128
 """Keys whose scores are held at once, as in `cpu_kernels.c`."""
-PHASES = 5
-"""Of a layer; threads wait for each other between them."""
+PHASES = 8
+"""Of a layer, as in `cpu_kernels.c`."""
 LARGEST_HEAD = 256
 
 
@@ -41,7 +41,7 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.POINTER(_Layer)),
         ("norm", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "intermediate", "heads", "kv_heads", "size")),
-        *((name, ctypes.c_int64) for name in ("rotated", "places", "table_width", "threads")),
+        *((name, ctypes.c_int64) for name in ("rotated", "places", "threads")),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
     )
@@ -53,7 +53,7 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("turned", "lengths", "tables", "x", "hidden", "qkv", "mixed", "inner")),
         *((name, ctypes.c_void_p) for name in ("normed", "scores", "counters")),
-        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride")),
     )
 
 
@@ -82,7 +82,7 @@ class CpuDecoder(Decoder):
         self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int, pool_blocks: int | None = None
     ) -> None:
         super().__init__(config, weights, slots, context, pool_blocks)
-        self._kernel = kernels(self.dtype).tandem_decode
+        self._kernel = kernels(self.dtype).tandem_layers
         self._ropes = {rope: (cos.contiguous(), sin.contiguous()) for rope, (cos, sin) in self._ropes.items()}
         self._layer_structs = (_Layer * config.layers)(*(self._layer_struct(index) for index in range(config.layers)))
         threads = torch.get_num_threads()
@@ -97,20 +97,13 @@ class CpuDecoder(Decoder):
             config.head_size,
             config.layer_configs[0].rope.rotated_size(config.head_size),
             self.cache.layers[0].shape[1],
-            self.cache.slot_blocks,
             threads,
             config.norm_epsilon,
             config.attention_scale or config.head_size**-0.5,
         )
-        query = config.heads * config.head_size
-        self._scratch = (
-            torch.empty(slots, config.qkv_width),
-            torch.empty(slots, query, dtype=self.dtype),
-            torch.empty(slots, config.intermediate, dtype=self.dtype),
-            torch.empty(threads, slots, config.hidden, dtype=self.dtype),
-            torch.empty(threads, config.heads * (CHUNK + config.head_size + 2)),
-            torch.empty(PHASES * config.layers, dtype=torch.int64),
-        )
+        self._scores = torch.empty(threads, config.heads * (CHUNK + config.head_size + 2))
+        self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
+        self._scratch = self._scratch_of(slots)
 
     def prove_span(self) -> None:
         """Nothing is to be found out: attention reads what a row has and no more."""
@@ -123,12 +116,44 @@ class CpuDecoder(Decoder):
         turned = positions
         if any(self._rope_starts[:rows]):
             turned = positions + torch.tensor(self._rope_starts[:rows])
-        x, seen = self._embed(tokens).float(), torch.tensor(lengths, dtype=torch.int32)
-        hidden = torch.empty(rows, self.config.hidden, dtype=self.dtype)
-        tensors = (turned, seen, self.cache.tables, x, hidden, *self._scratch)
-        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows)
+        seen = torch.tensor(lengths, dtype=torch.int32)
+        return self._layers(tokens, turned, seen, self.cache.tables, self.cache.slot_blocks, 0)
+
+    def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """See `Decoder.prefill`."""
+        end = start + len(tokens)
+        turned = torch.arange(start, end) + self._rope_starts[slot]
+        seen = torch.arange(start + 1, end + 1, dtype=torch.int32)
+        return self._layers(tokens, turned, seen, self.cache.tables[slot], 0, len(tokens) - 1)
+
+    def _layers(
+        self,
+        tokens: torch.Tensor,
+        turned: torch.Tensor,
+        seen: torch.Tensor,
+        tables: torch.Tensor,
+        table_stride: int,
+        first: int,
+    ) -> torch.Tensor:
+        """`Step` of `cpu_kernels.c`: hidden states of the rows from `first` on, normalised."""
+        rows = len(tokens)
+        if rows > len(self._scratch[0]):
+            self._scratch = self._scratch_of(rows)
+        x = self._embed(tokens).float()
+        hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
+        tensors = (turned, seen, tables, x, hidden, *self._scratch, self._scores, self._counters)
+        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows, first, table_stride)
         self._kernel(ctypes.byref(self._model), ctypes.byref(step))
         return hidden
+
+    def _scratch_of(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """Room for `rows` rows; kept, for fresh memory costs a fault a page."""
+        config = self.config
+        widths = (config.heads * config.head_size, config.intermediate, config.hidden)
+        return (
+            torch.empty(rows, config.qkv_width),
+            *(torch.empty(rows, width, dtype=self.dtype) for width in widths),
+        )
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Decoder.head`; the logits are not rounded to the weights' format."""

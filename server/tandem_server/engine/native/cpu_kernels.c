@@ -1,8 +1,8 @@
-/* A decode step of a dense decoder on a CPU, and the matrix product that prompts share with it.
+/* All layers of a dense decoder on a CPU, for a decode step or a prompt's chunk, and the product by one matrix alone.
  *
- * Compiled at load by `cpu_compiler.py` for the machine at hand, once for bfloat16 (TANDEM_BF16) and once for float32;
- * called by `cpu_linear.py` and `cpu_decoder.py`, whose structures mirror those below. A whole step is one parallel
- * region: threads take tasks of a phase from a counter, and wait for each other between phases.
+ * Compiled at load by `cpu_compiler.py` for the machine at hand, for bfloat16 (TANDEM_BF16) or for float32; called by
+ * `cpu_linear.py` and `cpu_decoder.py`, whose structures mirror those below. A whole step is one parallel region:
+ * threads take a phase's tasks from a counter, and wait for each other between phases.
  *
  * Each output of a row is summed in the order of its inputs by one accumulator, and each row attends by itself: what a
  * row gives depends on no other row, whatever their number. Sums are float32; between layers x stays float32.
@@ -16,10 +16,11 @@
 #endif
 
 #define LANES 16
-#define ROWS 8    /* rows of a tile of the product: with two panels, 16 accumulators */
-#define CHUNK 128 /* keys whose scores are held at once */
-#define BLOCK 32  /* positions of a block of the cache; `blocks.BLOCK` */
+#define ROWS 8     /* rows of a tile of the product: with two panels, 16 accumulators */
+#define CHUNK 128  /* keys whose scores are held at once */
+#define BLOCK 32   /* positions of a block of the cache; `blocks.BLOCK` */
 #define AHEAD 1024 /* bytes that the weights are fetched before they are needed */
+#define PHASES 8   /* of a layer */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -111,22 +112,23 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     const num *norm;
-    int64_t layer_count, hidden, intermediate, heads, kv_heads, size, rotated, places, table_width, threads;
+    int64_t layer_count, hidden, intermediate, heads, kv_heads, size, rotated, places, threads;
     float epsilon, scale;
 } Model;
 
 typedef struct {
-    const int64_t *turned;  /* row of the position tables, by slot */
-    const int32_t *lengths; /* keys to attend to with the new one, 0: takes no part */
-    const int32_t *tables;  /* [slots, table_width] blocks */
+    const int64_t *turned;  /* [rows], row of the position tables */
+    const int32_t *lengths; /* [rows], keys to attend to with the new one, 0: takes no part */
+    const int32_t *tables;  /* blocks of each row's sequence, `table_stride` apart; 0: all rows are of one */
     float *x;               /* [rows, hidden]: embeddings, then the residual stream */
-    num *hidden;            /* out: [rows, hidden], normalised */
+    num *hidden;            /* out: normalised, [rows - first, hidden] */
     float *qkv;             /* scratch: [rows, qkv width] */
     num *mixed, *inner;     /* scratch: [rows, heads * size], [rows, intermediate] */
-    num *normed;            /* scratch: [threads, rows, hidden] */
+    num *normed;            /* scratch: [rows, hidden] */
     float *scores;          /* scratch: [threads, heads * (CHUNK + size + 2)] */
-    int64_t *counters;      /* scratch: one a phase */
-    int64_t rows;
+    int64_t *counters;      /* scratch: [layers, PHASES] */
+    int64_t rows, first;    /* rows before `first` are of use to later tokens only */
+    int64_t table_stride;
 } Step;
 
 /* ---- the product ---- */
@@ -265,38 +267,45 @@ static void turn(float *x, const num *cos, const num *sin, int64_t rotated) {
     }
 }
 
-INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t row, int64_t head, int64_t size,
-                   float *scratch) {
-    int64_t group = m->heads / m->kv_heads, length = s->lengths[row];
-    const int32_t *table = s->tables + row * m->table_width;
+static int64_t place_of(const int32_t *table, int64_t position) {
+    return (int64_t)table[position / BLOCK] * BLOCK + position % BLOCK;
+}
+
+/* Norms and turns a row's queries and keys of one key head, scales the queries, writes the rest to the cache. */
+static void turn_and_write(const Model *m, const Layer *l, const Step *s, int64_t row, int64_t head) {
+    int64_t group = m->heads / m->kv_heads, size = m->size;
     float *mine = s->qkv + row * (m->heads + 2 * m->kv_heads) * size;
     float *query = mine + head * group * size, *key = mine + (m->heads + head) * size;
     float *value = mine + (m->heads + m->kv_heads + head) * size;
-    float *scores = scratch, *mixed = scores + group * CHUNK, *most = mixed + group * size, *total = most + group;
     const num *cos = l->cos + s->turned[row] * m->rotated, *sin = l->sin + s->turned[row] * m->rotated;
-    num *keys = l->cache + head * m->places * size, *values = keys + m->kv_heads * m->places * size;
-
-    for (int64_t g = 0; g < group; g++) {
-        if (l->query_norm) norm_in_place(query + g * size, l->query_norm, size, m->epsilon);
-        turn(query + g * size, cos, sin, m->rotated);
-        for (int64_t i = 0; i < size; i += LANES)
-            storef(query + g * size + i, loadf(query + g * size + i) * m->scale);
-        most[g] = -INFINITY, total[g] = 0;
+    for (float *q = query; q < query + group * size; q += size) {
+        if (l->query_norm) norm_in_place(q, l->query_norm, size, m->epsilon);
+        turn(q, cos, sin, m->rotated);
+        for (int64_t i = 0; i < size; i += LANES) storef(q + i, loadf(q + i) * m->scale);
     }
     if (l->key_norm) norm_in_place(key, l->key_norm, size, m->epsilon);
     turn(key, cos, sin, m->rotated);
-    int64_t last = length - 1, place = (int64_t)table[last / BLOCK] * BLOCK + last % BLOCK;
-    for (int64_t i = 0; i < size; i += LANES) {
-        store(keys + place * size + i, loadf(key + i));
-        store(values + place * size + i, loadf(value + i));
-    }
+    num *keys = l->cache + (head * m->places + place_of(s->tables + row * s->table_stride, s->lengths[row] - 1)) * size;
+    num *values = keys + m->kv_heads * m->places * size;
+    for (int64_t i = 0; i < size; i += LANES) store(keys + i, loadf(key + i)), store(values + i, loadf(value + i));
+}
+
+/* A row's queries of one key head over all keys that the row sees; shares are scaled anew as larger scores come. */
+INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t row, int64_t head, int64_t size,
+                   float *scratch) {
+    int64_t group = m->heads / m->kv_heads, length = s->lengths[row];
+    const int32_t *table = s->tables + row * s->table_stride;
+    const float *query = s->qkv + (row * (m->heads + 2 * m->kv_heads) + head * group) * size;
+    float *scores = scratch, *mixed = scores + group * CHUNK, *most = mixed + group * size, *total = most + group;
+    const num *keys = l->cache + head * m->places * size, *values = keys + m->kv_heads * m->places * size;
+    for (int64_t g = 0; g < group; g++) most[g] = -INFINITY, total[g] = 0;
     memset(mixed, 0, group * size * sizeof(float));
 
     int64_t begin = l->window && length > l->window ? length - l->window : 0;
     for (int64_t from = begin; from < length; from += CHUNK) {
         int64_t count = length - from < CHUNK ? length - from : CHUNK;
         for (int64_t j = 0; j < count; j++) {
-            const num *k = keys + ((int64_t)table[(from + j) / BLOCK] * BLOCK + (from + j) % BLOCK) * size;
+            const num *k = keys + place_of(table, from + j) * size;
             for (int64_t g = 0; g < group; g++) {
                 vec dot = {0};
                 for (int64_t i = 0; i < size; i += LANES) dot += loadf(query + g * size + i) * load(k + i);
@@ -323,7 +332,7 @@ INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t row, i
             vec sums[16];
             for (int64_t i = 0; i < size / LANES; i++) sums[i] = loadf(mixed + g * size + i * LANES);
             for (int64_t j = 0; j < count; j++) {
-                const num *v = values + ((int64_t)table[(from + j) / BLOCK] * BLOCK + (from + j) % BLOCK) * size;
+                const num *v = values + place_of(table, from + j) * size;
                 for (int64_t i = 0; i < size / LANES; i++) sums[i] += scores[g * CHUNK + j] * load(v + i * LANES);
             }
             for (int64_t i = 0; i < size / LANES; i++) storef(mixed + g * size + i * LANES, sums[i]);
@@ -341,48 +350,59 @@ static void attend_sized(const Model *m, const Layer *l, const Step *s, int64_t 
     else attend(m, l, s, row, head, m->size, scratch);
 }
 
-static void attend_share(const Model *m, const Layer *l, const Step *s, int64_t *counter, float *scratch) {
+static void turn_share(const Model *m, const Layer *l, const Step *s, int64_t *counter) {
+    for (int64_t row; (row = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < s->rows;)
+        for (int64_t head = 0; s->lengths[row] && head < m->kv_heads; head++) turn_and_write(m, l, s, row, head);
+}
+
+static void attend_share(const Model *m, const Layer *l, const Step *s, int64_t first, int64_t *counter,
+                         float *scratch) {
     int64_t items = s->rows * m->kv_heads, width = m->heads / m->kv_heads * m->size;
-    for (;;) {
-        int64_t item = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
-        if (item >= items) return;
+    for (int64_t item; (item = first * m->kv_heads + __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < items;) {
         int64_t row = item / m->kv_heads, head = item % m->kv_heads;
         if (s->lengths[row]) attend_sized(m, l, s, row, head, scratch);
         else memset(s->mixed + row * m->heads * m->size + head * width, 0, width * sizeof(num));
     }
 }
 
-static void norm_rows(const Model *m, const Step *s, const num *weight, num *out) {
-    for (int64_t row = 0; row < s->rows; row++)
+static void norm_share(const Model *m, const Step *s, const num *weight, int64_t first, num *out, int64_t *counter) {
+    for (int64_t row; (row = first + __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < s->rows;)
         norm(out + row * m->hidden, s->x + row * m->hidden, weight, m->hidden, m->epsilon);
 }
 
 extern int omp_get_thread_num(void);
 
-/* One token of each row through all layers. */
-void tandem_decode(const Model *m, const Step *s) {
-    int64_t threads = m->threads, rows = s->rows;
-    memset(s->counters, 0, m->layer_count * 5 * sizeof(int64_t));
+/* Each row's token through all layers; a row may be of a sequence of its own, or of one that all are of. */
+void tandem_layers(const Model *m, const Step *s) {
+    int64_t threads = m->threads, query = m->heads * m->size;
+    memset(s->counters, 0, m->layer_count * PHASES * sizeof(int64_t));
 #pragma omp parallel num_threads(threads)
     {
-        int64_t me = omp_get_thread_num();
-        num *normed = s->normed + me * rows * m->hidden;
-        float *scratch = s->scores + me * m->heads * (CHUNK + m->size + 2);
+        float *scratch = s->scores + omp_get_thread_num() * m->heads * (CHUNK + m->size + 2);
         int64_t *counter = s->counters;
         for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
-            norm_rows(m, s, l->input_norm, normed);
-            share(&l->qkv, normed, rows, TO_FLOATS, s->qkv, NULL, counter++, threads);
+            /* What is no more than keys and values to others need not go on behind the last attention. */
+            int64_t first = l + 1 < m->layers + m->layer_count ? 0 : s->first, rows = s->rows - first;
+            num *normed = s->normed + first * m->hidden, *mixed = s->mixed + first * query;
+            float *x = s->x + first * m->hidden;
+            norm_share(m, s, l->input_norm, 0, s->normed, counter++);
 #pragma omp barrier
-            attend_share(m, l, s, counter++, scratch);
+            share(&l->qkv, s->normed, s->rows, TO_FLOATS, s->qkv, NULL, counter++, threads);
 #pragma omp barrier
-            share(&l->output, s->mixed, rows, ONTO_FLOATS, s->x, NULL, counter++, threads);
+            turn_share(m, l, s, counter++);
 #pragma omp barrier
-            norm_rows(m, s, l->feed_norm, normed);
+            attend_share(m, l, s, first, counter++, scratch);
+#pragma omp barrier
+            share(&l->output, mixed, rows, ONTO_FLOATS, x, NULL, counter++, threads);
+#pragma omp barrier
+            norm_share(m, s, l->feed_norm, first, s->normed, counter++);
+#pragma omp barrier
             share(&l->gate_up, normed, rows, GATED, s->inner, NULL, counter++, threads);
 #pragma omp barrier
-            share(&l->down, s->inner, rows, ONTO_FLOATS, s->x, NULL, counter++, threads);
+            share(&l->down, s->inner, rows, ONTO_FLOATS, x, NULL, counter++, threads);
 #pragma omp barrier
         }
-        if (me == 0) norm_rows(m, s, m->norm, s->hidden);
     }
+    for (int64_t row = s->first; row < s->rows; row++)
+        norm(s->hidden + (row - s->first) * m->hidden, s->x + row * m->hidden, m->norm, m->hidden, m->epsilon);
 }
