@@ -1,4 +1,4 @@
-"""The fused decoder on a CPU where our own kernels are compiled: a step, or a prompt's chunk, is one call for all layers.
+"""The fused decoder on a CPU where our own kernels are compiled: one call computes a step, or a prompt's chunk.
 
 Between `step.py` and `cpu_kernels.c`. Torch's operators cost more to call than small rows take to compute (half of a
 step's time at batch 1, two thirds at 8), so norms, positions, the cache, attention and activations are done where the

@@ -182,7 +182,10 @@ static void product(vec acc[ROWS][2], const num *a, const num *b, const num *x, 
 
 enum { TO_NUMS, TO_FLOATS, ONTO_NUMS, ONTO_FLOATS, GATED };
 
-INLINE vec silu(vec x) { return x / (1.0f + exponential(-x)); }
+INLINE vec silu(vec x) {
+    ints gone = x < -87.0f; /* where the exponential is capped, and the result as good as 0 */
+    return (vec)((ints)(x / (1.0f + exponential(-x))) & ~gone);
+}
 
 /* Panels `2 * task` and the one behind it (GATED: a gate's and its up's), for all rows. */
 static void panels(const Matrix *m, const num *x, int64_t rows, int64_t task, int mode, void *out, const num *onto) {

@@ -16,6 +16,8 @@ from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
 
 CLEARLY_SLOWER = 1.5
 """Ours are taken up to so many times torch's time: what they save elsewhere is worth it."""
+CALLS = 2e-4
+"""Seconds below which a measurement says more of calls than of sums."""
 
 
 def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: bool) -> tuple[Layout, str]:
@@ -29,7 +31,7 @@ def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: boo
     except NotCompiled as error:
         return UNQUANTIZED, f"steps by torch's operators: {error}"
     ours, other = (time_largest_layer(config, slots, dtype, make) for make in (make, make_linear))
-    if ours > CLEARLY_SLOWER * other:
+    if ours > max(CALLS, CLEARLY_SLOWER * other):
         numbers = f"{ours * 1e6:.0f} us, torch's {other * 1e6:.0f} us"
         return UNQUANTIZED, f"steps by torch's operators (the largest layer takes our kernels {numbers})"
     return Layout(make), "steps by compiled kernels"

@@ -99,9 +99,7 @@ def stored_dtype(config: DecoderConfig) -> torch.dtype:
 
 
 @torch.inference_mode()
-def time_largest_layer(
-    config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear
-) -> float:
+def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear) -> float:
     """Seconds of a multiplication by the widest layer matrix at 1 row, half of `slots` and all; the best of `TRIES`."""
     width = max(2 * config.intermediate, config.qkv_width)
     linear = make(torch.ones(width, config.hidden, dtype=dtype), None)

@@ -130,9 +130,7 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
     return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
 
 
-def _choose_formats(
-    spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool
-) -> Formats:
+def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
     if device.type != "cpu" or spec.quantization != "None":
         layout = layout_for(spec.quantization, device, slots)
