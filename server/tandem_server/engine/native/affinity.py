@@ -40,11 +40,10 @@ def _place(threads: int, places: list[set[int]], caller: bool) -> bool:
         log.warning("OpenMP's threads keep the places that the system gives them: %s", error)
         return False
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     def choose(_: int | None) -> None:
         own = number()
         if own or caller:
             os.sched_setaffinity(0, places[own])
 
-    parallel(choose, None, ctypes.c_uint(threads), ctypes.c_uint(0))
+    parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(choose), None, ctypes.c_uint(threads), ctypes.c_uint(0))
     return True
