@@ -10,14 +10,32 @@ from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import why_not
 from tandem_server.engine.native.cpu_linear import compiled_linear
+from tandem_server.engine.native.cpu_quantized import compiled_quantized
 from tandem_server.engine.native.dtype import time_largest_layer
 from tandem_server.engine.native.linear import make_linear
-from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
+from tandem_server.engine.native.quantized import GROUP, UNQUANTIZED, Layout, layout_for
 
 CLEARLY_SLOWER = 1.5
 """Ours are taken up to so many times torch's time: what they save elsewhere is worth it."""
 CALLS = 2e-4
 """Seconds below which a measurement says more of calls than of sums."""
+
+
+def quantized_cpu_layout(
+    config: DecoderConfig, quantization: str, device: torch.device, slots: int
+) -> tuple[Layout, str]:
+    """The same for weights of 8 or 4 bits. Raises LoadError where neither kernels can multiply them."""
+    reason = why_not(config)
+    if quantization == "Int4" and any(size % GROUP for size in (config.hidden, config.intermediate)):
+        reason = f"inputs that are no multiple of {GROUP}"
+    if reason is None:
+        try:
+            compiled_linear(torch.bfloat16)
+            bits = 8 if quantization == "Int8" else 4 + 32 / GROUP
+            return Layout(compiled_quantized(quantization), bits), "steps by compiled kernels"
+        except NotCompiled as error:
+            reason = str(error)
+    return layout_for(quantization, device, slots), f"steps by torch's operators: {reason}"
 
 
 def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: bool) -> tuple[Layout, str]:

@@ -24,31 +24,31 @@ class Matrix(ctypes.Structure):
     """`Matrix` of `cpu_kernels.c`."""
 
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scales")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "kind")),
     )
 
 
 class CompiledLinear:
     """Weight in panels `[outputs / LANES, inputs / pair, LANES, pair]`, rows of zeros behind the last output."""
 
+    kind = 0
+    """Of the weights' numbers, as in `cpu_kernels.c`."""
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
         self._kernel = kernels(weight.dtype).tandem_linear
-        missing, pair = -self.outputs % LANES, 4 // weight.dtype.itemsize
-        padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
-        self._panels = padded.view(-1, LANES, self.inputs // pair, pair).transpose(1, 2).contiguous()
+        missing = -self.outputs % LANES
+        self._panels, self._scales = self.pack(F.pad(weight, (0, 0, 0, missing)) if missing else weight)
         self._bias = None if bias is None else F.pad(bias.float(), (0, missing)).contiguous()
-        self.bytes = self._panels.nbytes + (0 if self._bias is None else self._bias.nbytes)
-        self.matrix = Matrix(
-            self._panels.data_ptr(),
-            None if self._bias is None else self._bias.data_ptr(),
-            self.inputs,
-            self.outputs + missing,
-        )
+        self.bytes = sum(part.nbytes for part in (self._panels, self._scales, self._bias) if part is not None)
+        addresses = (None if part is None else part.data_ptr() for part in (self._panels, self._bias, self._scales))
+        self.matrix = Matrix(*addresses, self.inputs, self.outputs + missing, self.kind)
         self._by_reference = ctypes.byref(self.matrix)
+
+    def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Panels of a weight whose outputs fill them, and its scales."""
+        return in_panels(weight, 4 // weight.dtype.itemsize), None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._multiply(x, TO_NUMBERS, x.dtype, self.matrix.outputs)[:, : self.outputs]
@@ -81,6 +81,11 @@ class CompiledLinear:
             ctypes.c_int64(torch.get_num_threads()),
         )
         return y
+
+
+def in_panels(weight: torch.Tensor, pair: int) -> torch.Tensor:
+    """`[outputs, inputs]` to `[outputs / LANES, inputs / pair, LANES, pair]`."""
+    return weight.view(-1, LANES, weight.shape[1] // pair, pair).transpose(1, 2).contiguous()
 
 
 def compiled_linear(dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor | None], CompiledLinear]:

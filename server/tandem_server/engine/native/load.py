@@ -14,7 +14,7 @@ from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
-from tandem_server.engine.native.cpu_layout import cpu_layout
+from tandem_server.engine.native.cpu_layout import cpu_layout, quantized_cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
@@ -132,8 +132,11 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
 
 def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
-    if device.type != "cpu" or spec.quantization != "None":
-        layout = layout_for(spec.quantization, device, slots)
+    if device.type != "cpu" or spec.quantization not in ("None", "Int8", "Int4"):
+        layout, by = layout_for(spec.quantization, device, slots), ""
+        dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    elif spec.quantization != "None":
+        layout, by = quantized_cpu_layout(config, spec.quantization, device, slots)
         dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     else:
         layouts = cache(partial(cpu_layout, config, slots=slots, fused=fused))
@@ -145,7 +148,7 @@ def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.devic
             lambda dtype: time_largest_layer(config, slots, dtype, layouts(dtype)[0].make),
         )
         layout, by = layouts(dtype)
-        reason += f"; {by}"
+    reason += f"; {by}" if by else ""
     if device.type == "cpu" and spec.threads is None:
         timer = partial(time_threads, config=config, slots=slots, dtype=dtype, make=layout.make)
         threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
