@@ -14,6 +14,8 @@ from tandem_api.fields import REPLICAS_RULE, Device, ScalingSpec, WhenShort
 from tandem_api.names import GROUP
 from tandem_api.scalars import Cpu, Duration, Memory, ObjectName, Whole
 
+POOL_KEEP_ALIVE = "5m"
+"""Of a pool that says none, as Ollama has it."""
 FileRoot = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$", max_length=256)]
 Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
 Annotation = Annotated[str, StringConstraints(max_length=4096)]
@@ -144,7 +146,8 @@ class ModelPoolSpec(Spec):
     )
     keep_alive: Duration | None = Field(
         None,
-        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never.",
+        description="keepAlive of Models that say none: seconds or a duration such as 5m; 0 unloads at once, -1 never. "
+        f"Absent: {POOL_KEEP_ALIVE}.",
     )
     context_policy: WhenShort = Field(
         WhenShort.SHRINK,

@@ -47,7 +47,11 @@ class ModelReport(Contract):
     name: str
     state: ModelState
     progress: Progress | None = None
+    need_bytes: int = Field(
+        0, description="what it would take with all the context that is asked for; 0: not known yet"
+    )
     size_bytes: int = Field(0, description="weights, context memory and overhead of the resident copy")
+    device: int | None = Field(None, description="which of the pod's devices holds it")
     processor: str = Field("", description="as `ollama ps` prints it, such as 100% CPU")
     context_asked: int | None = Field(None, description="tokens a slot; None: the model's own limit")
     context_given: int = 0
@@ -66,9 +70,19 @@ class ModelReport(Contract):
     expires_at: str | None = Field(None, description="UTC time at which an idle model is unloaded; None: never")
     step_rate: float = Field(0.0, description="steps a second over the last seconds")
     restarts: int = Field(0, description="how often the runner was started again after it died")
+    unloaded_because: str = Field("", description="why the pod unloaded it by itself, as the end of a sentence")
     last_error: str | None = None
     error_reason: str = Field("", description="DoesNotFit where last_error speaks of memory; empty otherwise")
     artifact: Artifact | None = None
+
+
+class RoomReport(Contract):
+    """What a further model would find in the pod: of the device that gives the most."""
+
+    free_bytes: int = Field(description="without unloading anything")
+    reach_bytes: int = Field(description="when all models go that have no request and are not pinned")
+    free_seats: int = Field(description="models that may be loaded beside those that are")
+    reach_seats: int = Field(description="the same when all go that have no request and are not pinned")
 
 
 class Report(Contract):
@@ -80,6 +94,7 @@ class Report(Contract):
     ready: bool = False
     draining: bool = False
     devices: list[DeviceReport] = Field(default_factory=list)
+    room: RoomReport | None = None
     models: list[ModelReport] = Field(default_factory=list)
 
     def model(self, name: str) -> ModelReport | None:

@@ -3,6 +3,7 @@
 Below `fields` on the path of a reconcile. Each says the same to pydantic and, by its JSON schema, to the API server.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
@@ -36,6 +37,21 @@ def _int_or_string(pattern: str, minimum: int, maximum: int, **text: int) -> Wit
     return WithJsonSchema({**marker, "pattern": pattern, **text, "minimum": minimum, "maximum": maximum})
 
 
+SUFFIXES = {"": 0, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    f"{letter}i": 1 << 10 * power for power, letter in enumerate("KMGT", 1)
+}
+"""Kubernetes' suffixes of bytes."""
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size such as `24GiB`, `8Gi` or `500M`. Raises ValueError saying what is taken."""
+    given = re.match(MEMORY_PATTERN, text.strip().removesuffix("B"))
+    if given is None:
+        raise ValueError(f"'{text}' is no size of memory; write it as 24GiB, 8Gi, 500M or a number of bytes")
+    suffix = given[2] or ""
+    return int(float(given[0].removesuffix(suffix)) * (SUFFIXES[suffix] or 1))
+
+
 def _text_of_whole(value: object) -> object:
     """A quantity may be written as a number, as in `cpu: 2`; it is kept as text."""
     return str(value) if type(value) is int else value
@@ -61,3 +77,11 @@ Duration = Annotated[
     _int_or_string(DURATION_PATTERN, FOREVER, LONGEST_SECONDS, minLength=1, maxLength=32),
 ]
 """Seconds as a number, or a duration such as 5m or 1h30m; -1 is for ever."""
+_PART_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def duration_seconds(duration: int | str) -> float:
+    """Seconds of a `Duration` that is none of for ever."""
+    if isinstance(duration, int):
+        return float(duration)
+    return sum(int(number) * _PART_SECONDS[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", duration))

@@ -5,10 +5,15 @@ what nobody observed.
 """
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
 from tandem_api.base import Contract
+
+MOST_PODS = 50
+"""Of a pool that its status lists one by one."""
+ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 
 
 class ConditionStatus(StrEnum):
@@ -84,6 +89,30 @@ class ModelStatus(CommonStatus):
     artifact: Artifact | None = Field(None, description="artifact is what a pod found in the weights.")
 
 
+class DeviceStatus(Contract):
+    """Memory of one device of a pod."""
+
+    name: str = Field(description="name of the device.")
+    total: str = Field(description="total that models may take.")
+    reserved: str = Field(description="reserved by models that are loaded or being loaded.")
+    free: str = Field(description="free for further models.")
+
+
+class PodStatus(Contract):
+    """What one pod of a pool holds."""
+
+    name: str = Field(description="name of the pod.")
+    devices: list[DeviceStatus] = Field(
+        default_factory=list, max_length=16, description="devices of the pod.", json_schema_extra=ATOMIC
+    )
+    models: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="models that are loaded, each with the index of its device where there are several.",
+        json_schema_extra=ATOMIC,
+    )
+
+
 class ModelPoolStatus(CommonStatus):
     """What the operator last saw of a ModelPool."""
 
@@ -91,4 +120,10 @@ class ModelPoolStatus(CommonStatus):
     loaded: int | None = Field(None, description="loaded is how many of them at least one pod holds.")
     memory: str | None = Field(
         None, description="memory that models hold and that there is, of the fullest device of the pods."
+    )
+    pods: list[PodStatus] = Field(
+        default_factory=list,
+        max_length=MOST_PODS,
+        description=f"pods that told what they hold, at most {MOST_PODS}: memory by device, and models.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )

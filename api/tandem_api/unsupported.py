@@ -10,13 +10,11 @@ from typing import TypeVar
 from tandem_api.fields import EngineName, Quantization, ScalingMode
 from tandem_api.model import ModelSpec
 from tandem_api.pool import ModelPoolSpec
-from tandem_api.scalars import FOREVER
 
 S = TypeVar("S", ModelSpec, ModelPoolSpec)
 Entry = tuple[str, Callable[[S], bool], str]
 """A field, whether it asks for what cannot be done, and what can be done instead."""
 
-_STAYS = "loaded models stay loaded. Leave it out, or set it to -1"
 _REPLICAS = "the number of pods is what replicas says. Leave scaling out, or set its mode to External"
 
 _MODEL: tuple[Entry[ModelSpec], ...] = (
@@ -30,8 +28,6 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
         lambda spec: spec.engine == EngineName.VLLM,
         "models are computed by the native engine. Set it to Auto or Native",
     ),
-    ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
-    ("keepAliveMax", lambda spec: spec.keep_alive_max not in (None, FOREVER), _STAYS),
     (
         "quantization",
         lambda spec: spec.quantization == Quantization.FP8,
@@ -53,12 +49,6 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
 )
 _POOL: tuple[Entry[ModelPoolSpec], ...] = (
     ("scaling.mode", lambda spec: spec.scaling is not None and spec.scaling.mode == ScalingMode.AUTO, _REPLICAS),
-    (
-        "maxLoadedModels",
-        lambda spec: spec.max_loaded_models != 0,
-        "a pod loads each model that is asked for while memory lasts. Set it to 0",
-    ),
-    ("keepAlive", lambda spec: spec.keep_alive not in (None, FOREVER), _STAYS),
 )
 
 

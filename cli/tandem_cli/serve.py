@@ -5,6 +5,7 @@ Heavy imports happen inside the command, so that `tandem --help` is quick.
 """
 
 import errno
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def catalog_models(
     slots: int | None,
     context: int | None,
     scheduling: Literal["overlapped", "plain"],
+    keep_alive: int | str = -1,
 ) -> "list[CatalogModel]":
     """One entry a `--model`, named by `--name` in the same order where given. Raises typer.BadParameter."""
     from tandem_api.catalog import CatalogModel
@@ -46,10 +48,22 @@ def catalog_models(
                 aliases=[last] if last != name else [],
                 slots="Auto" if slots is None else slots,
                 context=ContextSpec(length="Auto" if context is None else context),
+                keep_alive=keep_alive,
                 scheduling=Scheduling.PLAIN if scheduling == "plain" else Scheduling.OVERLAPPED,
             )
         )
     return entries
+
+
+def _keep_alive(text: str) -> int | str:
+    """A number of seconds stays a number. Raises typer.BadParameter for what is neither that nor a duration."""
+    from tandem_api.scalars import DURATION_PATTERN
+
+    if re.fullmatch(r"-1|[0-9]{1,8}", text):
+        return int(text)
+    if text and re.fullmatch(DURATION_PATTERN, text):
+        return text
+    raise typer.BadParameter("give seconds, a duration such as 5m, or -1 for ever", param_hint="--keep-alive")
 
 
 def _found_device() -> str:
@@ -76,6 +90,13 @@ def serve(
     scheduling: Annotated[
         Literal["overlapped", "plain"], typer.Option(case_sensitive=False, help="How steps follow each other.")
     ] = "overlapped",
+    keep_alive: Annotated[
+        str, typer.Option(help="How long an idle model stays loaded: seconds, 5m, or -1 for ever; requests may differ.")
+    ] = "-1",
+    max_loaded: Annotated[int, typer.Option(min=0, max=1000, help="Models loaded at once (0: three a device).")] = 0,
+    device_memory: Annotated[
+        str | None, typer.Option(help="What models may take of each device, such as 20GiB or 20GiB,20GiB.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a model.")] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")] = "text",
     verbose: Annotated[
@@ -87,7 +108,7 @@ def serve(
     from tandem_api.catalog import ALL_PODS, Catalog
     from tandem_server.config import Settings
 
-    entries = catalog_models(model, name or [], slots, context, scheduling)
+    entries = catalog_models(model, name or [], slots, context, scheduling, _keep_alive(keep_alive))
     catalog = Catalog(models=entries, preload={ALL_PODS: [entry.name for entry in entries]}).with_revision()
     settings = Settings.model_validate(
         {
@@ -98,6 +119,9 @@ def serve(
             "cache": Path("~/.cache/tandem").expanduser(),
             "threads": threads,
             "log_format": log_format,
+            "max_loaded": max_loaded,
+            "one_user": True,
+            **({"device_memory": device_memory} if device_memory else {}),
             "linger_seconds": 0.0,
             "drain_seconds": 30.0,
         }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from multidict import CIMultiDict
 
-from tandem_api.names import LOAD_HEADER
+from tandem_api.names import CALLER_HEADER, LOAD_HEADER
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -30,8 +30,11 @@ _NOT_SENT_ON = HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "expect"}
 _NOT_ANSWERED = HOP_BY_HOP | {LOAD_HEADER, "server", "date"}
 
 
-def to_pod(headers: RawHeaders, key: str) -> CIMultiDict[str]:
-    """What the pod gets: the client's headers without credentials, hops and `x-tandem-*`, and the pool key."""
+def to_pod(headers: RawHeaders, key: str, caller: str) -> CIMultiDict[str]:
+    """What the pod gets: the client's headers without credentials, hops and `x-tandem-*`, the pool key, and who asks.
+
+    `caller` tells keep-alives apart: one caller's wish must not unload what another uses.
+    """
     decoded = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers]
     named = _named_by_connection(value for name, value in decoded if name == "connection")
     sent = CIMultiDict(
@@ -40,6 +43,7 @@ def to_pod(headers: RawHeaders, key: str) -> CIMultiDict[str]:
         if name not in _NOT_SENT_ON and name not in named and not name.startswith(OWN_PREFIX)
     )
     sent["authorization"] = f"Bearer {key}"
+    sent[CALLER_HEADER] = caller
     return sent
 
 

@@ -126,8 +126,12 @@ class Proxy:
         query = scope["query_string"].decode("latin-1")
         target = f"{path}?{query}" if query else path
 
+        # Until callers are authenticated, they are told apart by their addresses.
+        caller = str((scope.get("client") or ("",))[0])
+
         def outgoing(pod: PodView) -> Outgoing:
-            return Outgoing(scope["method"], target, to_pod(scope["headers"], self._key_of(pod.pool_uid)), body.data)
+            headers = to_pod(scope["headers"], self._key_of(pod.pool_uid), caller)
+            return Outgoing(scope["method"], target, headers, body.data)
 
         return outgoing
 

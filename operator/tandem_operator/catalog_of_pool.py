@@ -6,7 +6,7 @@ from tandem_api.catalog import ALL_PODS, Catalog, CatalogModel
 from tandem_api.fields import Residency
 from tandem_api.model import ModelSpec
 from tandem_api.placement import preloads
-from tandem_api.pool import ModelPoolSpec
+from tandem_api.pool import POOL_KEEP_ALIVE, ModelPoolSpec
 from tandem_operator.admit import Hold
 from tandem_operator.kinds import Key
 from tandem_operator.observe import Member, Pool
@@ -33,9 +33,9 @@ def listed(pool: Pool, holds: Mapping[Key, Hold]) -> tuple[list[CatalogModel], l
 
 
 def _entry(member: Member, spec: ModelSpec, pool: ModelPoolSpec) -> CatalogModel:
-    """The Model's settings, with the pool's where it says nothing itself."""
+    """The Model's settings, with the pool's where it says nothing itself, and what a pool says that says nothing."""
     context = spec.context.model_copy(update={"when_short": spec.context.when_short or pool.context_policy})
-    keep_alive = spec.keep_alive if spec.keep_alive is not None else pool.keep_alive
+    keep_alive = next((one for one in (spec.keep_alive, pool.keep_alive) if one is not None), POOL_KEEP_ALIVE)
     settled = spec.model_copy(update={"context": context, "keep_alive": keep_alive})
     return CatalogModel.of(member.key.name, member.uid, settled)
 

@@ -15,7 +15,7 @@ from tandem_operator.kinds import DEPLOYMENT, Obj
 from tandem_operator.observe import PodView, Pool
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
-GAUGES = {"slots", "queued", "rejected", "until"}
+GAUGES = {"slots", "queued", "rejected", "until", "memory", "pods"}
 """Fields that change with every request; written at most once in 10 s, as are the words of conditions."""
 
 

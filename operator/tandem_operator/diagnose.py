@@ -14,6 +14,7 @@ from tandem_operator.pods import CONTAINER
 _IMAGE_REASONS = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _LONGEST_QUOTE = 600
+UNLOADED_WORDS = "It was unloaded since"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def _reported(pod: PodView, entry: ModelReport) -> Diagnosis:
             message += f" It had it loaded before: {sentence(entry.last_error)}"
         return Diagnosis("Loading", message, serving=pod.ready)
     if entry.state == ModelState.UNLOADED:
-        return Diagnosis("Unloaded", f"Pod {pod.name} loads the model with the next request.", serving=pod.ready)
+        why = f" {UNLOADED_WORDS} {entry.unloaded_because}." if entry.unloaded_because else ""
+        message = f"Pod {pod.name} loads the model with the next request.{why}"
+        return Diagnosis("Unloaded", message, serving=pod.ready)
     if not pod.ready:
         return Diagnosis("Starting", f"Pod {pod.name} has loaded the model and is about to take requests.")
     return Diagnosis("Loaded", f"Pod {pod.name} holds the model.", serving=True)

@@ -31,9 +31,15 @@ def _room(device: DeviceReport) -> str:
     return f"{human_bytes(device.total_bytes)} {whose}"
 
 
-def context_reduced(loaded: Iterable[ModelReport], shared: bool) -> Condition | None:
-    """Told when slots have less context than was asked for; None when they have it all."""
-    for entry in loaded:
+def context_reduced(loaded: Iterable[ModelReport], shared: bool, before: Condition | None) -> Condition | None:
+    """Told when slots have less context than was asked for; None when they have it all.
+
+    While no pod holds the model, what its last load gave stands (`before`): the next one says whether that has changed.
+    """
+    entries = list(loaded)
+    if not entries:
+        return before
+    for entry in entries:
         limit = entry.artifact.context_limit if entry.artifact else 0
         asked = entry.context_asked or limit
         if not entry.context_given or entry.context_given >= asked:

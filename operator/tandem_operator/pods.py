@@ -85,6 +85,7 @@ def _environment(spec: ModelPoolSpec, server: ServerConfig) -> list[Obj]:
         "TANDEM_DEVICE": spec.device.value,
         "TANDEM_CACHE": CACHE_FOLDER,
         "TANDEM_MAX_QUEUED": str(spec.max_queue),
+        "TANDEM_MAX_LOADED": str(spec.max_loaded_models),
         # Ten seconds less than the kubelet gives, so that what still runs is told of the end before it is killed.
         "TANDEM_DRAIN_SECONDS": str(max(10, server.termination_grace_period_seconds - 10)),
         "HF_HOME": f"{CACHE_FOLDER}/huggingface",

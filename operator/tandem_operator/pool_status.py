@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from tandem_api.report import DeviceReport, ModelState
-from tandem_api.status import Condition, ModelPoolStatus
+from tandem_api.report import DeviceReport, ModelState, Report
+from tandem_api.status import MOST_PODS, Condition, DeviceStatus, ModelPoolStatus, PodStatus
 from tandem_operator.act import Outcome
 from tandem_operator.admit import Hold
 from tandem_operator.conditions import (
@@ -48,6 +48,7 @@ def compute_pool(
         rejected=sum(entry.rejected for entry in entries) if reports else None,
         models=len(pool.members),
         loaded=len(loaded) if reports else None,
+        pods=[_pod(pod.name, pod.seen.report) for pod, _ in facts.pods if pod.seen.report is not None][:MOST_PODS],
         memory=_memory([device for report in reports for device in report.devices]),
     )
 
@@ -65,6 +66,23 @@ def _memory(devices: list[DeviceReport]) -> str | None:
         return None
     fullest = max(known, key=lambda device: device.reserved_bytes / device.total_bytes)
     return f"{human_bytes(fullest.reserved_bytes)} / {human_bytes(fullest.total_bytes)}"
+
+
+def _pod(name: str, report: Report) -> PodStatus:
+    """What one pod holds, where."""
+    several = len(report.devices) > 1
+    loaded = sorted(entry.name if not several else f"{entry.name} ({entry.device})" for entry in report.models
+                    if entry.state is ModelState.LOADED)  # fmt: skip
+    devices = [
+        DeviceStatus(
+            name=device.name,
+            total=human_bytes(device.total_bytes),
+            reserved=human_bytes(device.reserved_bytes),
+            free=human_bytes(max(0, device.total_bytes - device.reserved_bytes)),
+        )
+        for device in report.devices
+    ]
+    return PodStatus(name=name, devices=devices, models=loaded)
 
 
 def _models_held(pool: Pool, held: Mapping[Key, Hold]) -> Condition | None:

@@ -59,7 +59,7 @@ def compute(observed: Observed, outcome: Outcome, hold: Hold | None, now: str) -
     found = [_ready(facts), _loaded(facts), _progressing(facts)]
     further = (
         fits(facts.pool, facts.reports(), facts.name),
-        context_reduced(facts.loaded(), bool(facts.shared)),
+        context_reduced(facts.loaded(), bool(facts.shared), _was_reduced(observed)),
         degraded(facts.pool),
         name_conflict(facts.pool),
         alias_conflict(observed),
@@ -75,6 +75,13 @@ def compute(observed: Observed, outcome: Outcome, hold: Hold | None, now: str) -
         selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())) or None,
         **_gauges(facts, member.status),
     )
+
+
+def _was_reduced(observed: Observed) -> Condition | None:
+    """What was told of the context last, where it speaks of the spec as it is now."""
+    member = observed.member
+    told = next((one for one in member.status.conditions if one.type == "ContextReduced"), None)
+    return told if told is not None and told.observed_generation == member.generation else None
 
 
 def _facts(observed: Observed, outcome: Outcome, hold: Hold | None) -> Facts:

@@ -10,6 +10,7 @@ from datetime import datetime
 from tandem_api.status import CommonStatus, Condition, ConditionStatus
 from tandem_operator.act import Outcome
 from tandem_operator.compare import NO_LONGER_WANTED
+from tandem_operator.diagnose import UNLOADED_WORDS
 from tandem_operator.kinds import DEPLOYMENT
 from tandem_operator.observe import PodView
 
@@ -69,7 +70,17 @@ def happenings(
             found.append(
                 Happening(kind, "Load" if kind == "ContextReduced" else "Reconcile", told.message, warning=True)
             )
+    if _find(before, "ContextReduced") is not None and _find(after, "ContextReduced") is None:
+        found += _restored(before, after)
     return found
+
+
+def _restored(before: CommonStatus, after: CommonStatus) -> list[Happening]:
+    """A model that had been shrunk was loaded with more context."""
+    was, now = getattr(before, "context", None), getattr(after, "context", None)
+    if now is None or (was is not None and now <= was):
+        return []
+    return [Happening("ContextRestored", "Load", f"Each slot has {now} tokens of context, as was asked for.")]
 
 
 def _count(pods: int) -> str:
@@ -94,6 +105,11 @@ def _load(pods: Sequence[PodView], before: CommonStatus, after: CommonStatus) ->
         seconds = _load_seconds(pods, was)
         within = f"Loaded in {seconds:.0f} s after the start of the pod. " if seconds is not None else "Loaded. "
         return [Happening("Loaded", "Load", within + loaded.message)]
+    if loaded.reason == "Unloaded" and was is not None:
+        # Loaded and unloaded between two reports: only the words tell.
+        unseen = UNLOADED_WORDS in loaded.message and was.message != loaded.message
+        if was.status == ConditionStatus.TRUE or unseen:
+            return [Happening("Unloaded", "Unload", loaded.message)]
     if loaded.reason == "Loading" and (was is None or was.reason != "Loading"):
         return [Happening("Loading", "Load", loaded.message)]
     return []

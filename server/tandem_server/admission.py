@@ -54,6 +54,7 @@ class Admission:
 
     Args:
         on_refused: told of each refusal, for metrics and the summed-up log line.
+        on_use: told whenever more or fewer requests run or wait.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Admission:
         bound: PodBound,
         on_refused: Callable[[Refusal], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
+        on_use: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.line = Line(queue_max, timeout)
@@ -71,6 +73,7 @@ class Admission:
         self.rejected_total = 0
         self._bound = bound
         self._on_refused = on_refused
+        self.on_use = on_use
         self._clock = clock
         self._passes: dict[Ticket, Pass] = {}
         self._rejections: deque[float] = deque(maxlen=100_000)
@@ -92,6 +95,7 @@ class Admission:
             self._bound.waiting += 1
             loop = asyncio.get_running_loop()
             access.timer = loop.call_later(ticket.deadline - now, self._expire, access)
+        self.on_use()
         return access
 
     def leave(self, access: Pass) -> None:
@@ -106,6 +110,7 @@ class Admission:
         self._granted(self.line.leave(access.ticket, self._clock()))
         if not self.line.running:
             self._idle.set()
+        self.on_use()
 
     def too_late(self) -> ApiError:
         """See `Pass.too_late`."""
@@ -114,6 +119,7 @@ class Admission:
     def resize(self, slots: int) -> None:
         """The model has so many slots from now on; 0 holds everyone."""
         self._granted(self.line.resize(slots, self._clock()))
+        self.on_use()
 
     def hand_back(self, error: ApiError | None = None) -> int:
         """Ends the wait of all who wait, with `error` or as draining; returns how many."""
@@ -124,6 +130,7 @@ class Admission:
             if access.timer is not None:
                 access.timer.cancel()
             self._fail(access, error or self._refusal(Refusal.DRAINING, 1.0))
+        self.on_use()
         return len(tickets)
 
     async def idle(self) -> None:
@@ -156,6 +163,7 @@ class Admission:
             del self._passes[ticket]
             self._bound.waiting -= 1
             self._fail(access, self.too_late())
+            self.on_use()
 
     def _fail(self, access: Pass, error: ApiError) -> None:
         if not access.future.done():

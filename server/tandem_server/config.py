@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tandem_api import names
 from tandem_api.fields import Device
+from tandem_api.scalars import memory_bytes
 
 PREFIX = "TANDEM_"
 
@@ -25,7 +26,14 @@ def _parted(value: object) -> object:
     return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
 
+def _sizes(value: object) -> object:
+    """Sizes parted by commas, as bytes."""
+    return tuple(memory_bytes(part) for part in value.split(",")) if isinstance(value, str) else value
+
+
 FileRoots = Annotated[tuple[Path, ...], BeforeValidator(_parted)]
+
+DeviceMemory = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_sizes)]
 
 
 class Settings(BaseModel):
@@ -37,6 +45,11 @@ class Settings(BaseModel):
     pool_key_file: Path | None = Field(None, description="file with the pool key; None: nobody is asked for a key")
     pod_name: str = "local"
     device: Device = Field(Device.GPU, description="never chosen silently: CPU only where CPU was asked for")
+    device_memory: DeviceMemory = Field(
+        (),
+        description="memory of each device that runners may take, parted by commas, such as 20GiB,20GiB; of a CPU each "
+        "entry is a device of its own; none: all that there is",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a runner; None: as many as the pod may use")
     log_format: Literal["text", "json"] = "text"
 
@@ -63,6 +76,9 @@ class Settings(BaseModel):
     backoff_seconds: float = Field(0.5, gt=0, le=60, description="wait before the first restart; doubles up to 60")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_queued: int = Field(8192, ge=1, description="requests that may wait in the whole pod, over all models")
+
+    max_loaded: int = Field(0, ge=0, le=1000, description="models that are loaded at once; 0: three a device")
+    one_user: bool = Field(False, description="every caller decides for all, as under Ollama: keep_alive, num_ctx")
 
     runner_entry: str = "tandem_server.engine.runner:main"
     runner_preload: tuple[str, ...] = ("torch", "tandem_server.engine.runner")

@@ -1,13 +1,15 @@
 """Memory of the devices that a pod computes on, as the report tells it.
 
-Of a CPU: the container's limit, or the machine's memory. Of GPUs: what `nvidia-smi` says, asked in the background so
-that a report never waits for the driver. Without importing torch: the front end never does.
+Of a CPU: the container's limit, or the machine's memory; with a budget (`TANDEM_DEVICE_MEMORY`) it counts as several
+devices, so that what places models on GPUs is the same without one. Of GPUs: what `nvidia-smi` says, asked in the
+background so that a report never waits for the driver. Without importing torch: the front end never does.
 """
 
 import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tandem_api.fields import Device
@@ -26,10 +28,10 @@ class DeviceError(Exception):
 
 
 class Devices:
-    """The pod's devices; `start` before the first `now`."""
+    """The pod's devices, one for each entry of the budget where there is one; `start` before the first `now`."""
 
-    def __init__(self, kind: Device) -> None:
-        self._kind = kind
+    def __init__(self, kind: Device, budget: Sequence[int] = ()) -> None:
+        self._kind, self._budget = kind, tuple(budget)
         self._gpus: list[DeviceReport] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -38,6 +40,12 @@ class Devices:
         if self._kind is Device.CPU or shutil.which("nvidia-smi") is None:
             return
         self._gpus = await _ask_driver()
+        if len(self._budget) > len(self._gpus):
+            count = len(self._gpus)
+            raise DeviceError(
+                f"TANDEM_DEVICE_MEMORY has {len(self._budget)} sizes, and the driver lists {count} "
+                f"GPU{'s' if count != 1 else ''}; give one size for each"
+            )
         self._task = asyncio.create_task(self._refresh())
 
     async def close(self) -> None:
@@ -48,7 +56,8 @@ class Devices:
 
     def now(self) -> list[DeviceReport]:
         """What was seen last; of a CPU, what is now."""
-        return [cpu_report()] if self._kind is Device.CPU else list(self._gpus)
+        found = [cpu_report()] if self._kind is Device.CPU else list(self._gpus)
+        return within(found, self._budget) if found else []
 
     async def _refresh(self) -> None:
         while True:
@@ -57,6 +66,20 @@ class Devices:
                 self._gpus = await _ask_driver()
             except DeviceError as error:
                 _log.warning("The GPU driver does not answer: %s", error)
+
+
+def within(found: Sequence[DeviceReport], budget: Sequence[int]) -> list[DeviceReport]:
+    """The devices with no more memory than each one's entry of the budget; of one CPU as many as there are entries."""
+    if not budget:
+        return list(found)
+    shared = found[0].kind == Device.CPU.value
+    devices = [found[0]] * len(budget) if shared else found
+    told = []
+    for number, (device, size) in enumerate(zip(devices, budget, strict=False)):
+        name = f"{device.name}, share {number}" if shared and len(budget) > 1 else device.name
+        limits = {"total_bytes": min(size, device.total_bytes), "free_bytes": min(size, device.free_bytes)}
+        told.append(device.model_copy(update={"name": name, **limits}))
+    return told
 
 
 async def _ask_driver() -> list[DeviceReport]:

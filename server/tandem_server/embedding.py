@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from tandem_api.dialects import ApiError
 from tandem_server.chat.checkpoint import Checkpoint, check_tokens
 from tandem_server.engine.wire import Loaded
-from tandem_server.generation import gone, need
+from tandem_server.generation import enter, gone, need
 from tandem_server.metrics import Metrics
 from tandem_server.residency.client import RunnerGone, Stream
+from tandem_server.residency.holds import NO_WISH, Wish
 from tandem_server.residency.host import ModelHost
 
 MAX_INPUTS = 2048
@@ -30,6 +31,7 @@ class EmbedAsk:
     inputs: Sequence[str | list[int]]
     truncate: bool
     dimensions: int | None = None
+    wish: Wish = NO_WISH
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,8 @@ class Embeddings:
 
 async def embed(host: ModelHost, ask: EmbedAsk, metrics: Metrics) -> Embeddings:
     """The vectors. Raises ApiError."""
-    host.want()
-    refusal = host.refusal()
-    if refusal is not None:
-        raise refusal
     arrived = time.monotonic()
-    access = host.admission.enter()
+    access, _ = enter(host, ask.wish)
     stream: Stream | None = None
     outcome, tokens = "error", 0
     try:
@@ -79,6 +77,7 @@ async def embed(host: ModelHost, ask: EmbedAsk, metrics: Metrics) -> Embeddings:
             access.leave()
         else:
             stream.abort()
+        host.depart(ask.wish)
         metrics.embedded(host.entry.name, ask.dialect, outcome, tokens, time.monotonic() - arrived)
 
 

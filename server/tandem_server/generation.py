@@ -22,6 +22,7 @@ from tandem_server.chat.stops import StopStrings
 from tandem_server.engine.wire import Add, Loaded, Sampling, TokenRow
 from tandem_server.metrics import Meter, Metrics
 from tandem_server.residency.client import RunnerGone, Stream
+from tandem_server.residency.holds import NO_WISH, Wish
 from tandem_server.residency.host import ModelHost
 
 IN_THREAD = 16_384
@@ -45,6 +46,7 @@ class Ask:
             to end the answer there.
         salt: requests share cached prompts only under the same one.
         grammar: what the answer must look like, for the runner; empty for anything.
+        wish: who asks, and for how long the model is to be kept.
         min_tokens: so many tokens come before a stop string counts; the runner holds stop tokens back as long.
     """
 
@@ -62,6 +64,7 @@ class Ask:
     salt: str = ""
     min_tokens: int = 0
     grammar: str = ""
+    wish: Wish = NO_WISH
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Usage:
         sent: when the runner was given the prompt.
         first: when the first row came from the runner, however late the client takes it.
         last: when the latest one came.
+        kept_seconds: for how long the request keeps the model when it ends; None until it was admitted.
     """
 
     arrived: float = field(default_factory=time.monotonic)
@@ -80,6 +84,7 @@ class Usage:
     sent: float = 0.0
     first: float = 0.0
     last: float = 0.0
+    kept_seconds: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -139,13 +144,22 @@ def check_prompt(host: ModelHost, prompt: list[int], room: int, asked: int | Non
     return fits if asked is None else min(asked, fits)
 
 
-async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) -> AsyncGenerator[Delta, None]:
-    """The answer's pieces, at least one, the last with `finish`. Raises ApiError; before the first piece, or midway."""
-    host.want()
+def enter(host: ModelHost, wish: Wish) -> tuple[Pass, float]:
+    """A place in the model's line, and the seconds for which the request keeps the model; `host.depart` at its end.
+
+    Raises ApiError when the line is full or the model cannot be loaded.
+    """
+    host.wake()
     refusal = host.refusal()
     if refusal is not None:
         raise refusal
     access = host.admission.enter()
+    return access, host.arrive(wish)
+
+
+async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) -> AsyncGenerator[Delta, None]:
+    """The answer's pieces, at least one, the last with `finish`. Raises ApiError; before the first piece, or midway."""
+    access, usage.kept_seconds = enter(host, ask.wish)
     meter = metrics.meter(host.entry.name, ask.dialect)
     stream: Stream | None = None
     outcome, finish = "error", None
@@ -180,6 +194,7 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
             access.leave()
         else:
             stream.abort(usage.completion_tokens)
+        host.depart(ask.wish)
         meter.ended(outcome, finish, usage)
 
 

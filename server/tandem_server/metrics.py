@@ -40,6 +40,7 @@ class Metrics:
             "request_success", "Ended, by why: stop, length, abort or error.", [*model, "why"]
         )
         self.loads = self._counter("model_loads", "Loads by outcome: ok or failed.", ["model", "outcome"])
+        self.unloads = self._counter("model_unloads", "By why: expired, room or grows.", ["model", "why"])
         self.load_bytes = self._counter("model_load_bytes", "Bytes of weights that loads read.", model)
         self.load_seconds = self._histogram("model_load_seconds", "Of loads that worked.", _LOAD_SECONDS)
         self.queue = self._histogram("request_queue_seconds", "Wait for a slot.", _SECONDS)

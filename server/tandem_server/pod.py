@@ -4,21 +4,24 @@ Made once at the start by `serve`; holds no logic of its own beyond the report.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from fastapi import Request
 
-from tandem_api import __version__
+from tandem_api import __version__, names
 from tandem_api.fields import Device
-from tandem_api.report import DeviceReport, ModelReport, Report
+from tandem_api.report import DeviceReport, ModelReport, Report, RoomReport
 from tandem_api.status import Artifact
 from tandem_server.config import Settings
 from tandem_server.devices import Devices
 from tandem_server.line import Refusal
 from tandem_server.metrics import Metrics
 from tandem_server.metrics_report import ModelFigures
+from tandem_server.residency.holds import Wish
 from tandem_server.residency.host import ModelHost
+from tandem_server.residency.ledger import Ledger, Phase, Why
 from tandem_server.residency.manager import Manager
 
 
@@ -36,8 +39,8 @@ class Pod:
     devices: Devices = field(init=False)
 
     def __post_init__(self) -> None:
-        self.manager = Manager(self.settings, self._refused, self.metrics.loaded)
-        self.devices = Devices(self.settings.device)
+        self.devices = Devices(self.settings.device, self.settings.device_memory)
+        self.manager = Manager(self.settings, self._refused, self.metrics.loaded, self._unloaded, self.devices.now)
         self.metrics.watch(self.report, self.figures)
 
     def serving(self, request: Request, name: str) -> ModelHost:
@@ -49,6 +52,10 @@ class Pod:
         request.state.host = host
         return host
 
+    def wish(self, request: Request, keep_alive: float | None = None) -> Wish:
+        """What a request says of how long its model is kept: seconds, negative for ever, None for nothing."""
+        return Wish(request.headers.get(names.CALLER_HEADER, ""), keep_alive, self.settings.one_user)
+
     def report(self) -> Report:
         """All that the pod says of itself."""
         catalog = self.manager.catalog
@@ -59,7 +66,8 @@ class Pod:
             catalog_revision=catalog.revision if catalog is not None else "",
             ready=self.manager.ready and not self.draining,
             draining=self.draining,
-            devices=with_reserved(self.devices.now(), self.manager.hosts.values()),
+            devices=with_reserved(self.devices.now(), self.manager.ledger),
+            room=room_report(self.manager.ledger),
             models=models,
         )
 
@@ -67,8 +75,16 @@ class Pod:
         """What metrics tell of each model that has a runner, beyond the report."""
         return {host.entry.name: model_figures(host) for host in self.manager.hosts.values() if host.runner is not None}
 
+    def _unloaded(self, model: str, why: Why) -> None:
+        self.metrics.unloads.labels(model, why.name.lower()).inc()
+
     def _refused(self, model: str, reason: Refusal) -> None:
         self.metrics.refused(model, reason.value)
+
+
+def utc_text(seconds: float) -> str:
+    """A time of the wall clock in RFC 3339, to the second."""
+    return datetime.fromtimestamp(round(seconds), UTC).isoformat().replace("+00:00", "Z")
 
 
 def size_of(host: ModelHost) -> int:
@@ -77,25 +93,33 @@ def size_of(host: ModelHost) -> int:
     return 0 if loaded is None else loaded.weight_bytes + loaded.cache_bytes + loaded.overhead_bytes
 
 
-def with_reserved(devices: Sequence[DeviceReport], hosts: Iterable[ModelHost]) -> list[DeviceReport]:
-    """The devices with what runners hold there.
+def with_reserved(devices: Sequence[DeviceReport], ledger: Ledger | None) -> list[DeviceReport]:
+    """The devices with what is promised to models there, and what they may take in all where it is less than all."""
+    if ledger is None:
+        return list(devices)
+    return [
+        device.model_copy(
+            update={
+                "reserved_bytes": ledger.held(number),
+                "total_bytes": min(device.total_bytes, ledger.capacity[number]),
+            }
+        )
+        for number, device in enumerate(devices[: len(ledger.capacity)])
+    ]
 
-    On a CPU that is measured (shared pages divided), as soon as it was; on GPUs it is each load's own account, and a
-    model lies on the first one.
-    """
-    held = {Device.CPU.value: 0, Device.GPU.value: 0}
-    for host in hosts:
-        if host.runner is None:
-            continue
-        measured, counted = host.runner.memory, size_of(host)
-        on_gpu = host.loaded is not None and host.loaded.device_kind == Device.GPU.value
-        held[Device.GPU.value] += counted if on_gpu else 0
-        held[Device.CPU.value] += measured.pss if measured is not None else 0 if on_gpu else counted
-    told = []
-    for number, device in enumerate(devices):
-        share = held[device.kind] if number == 0 else 0
-        told.append(device.model_copy(update={"reserved_bytes": share}))
-    return told
+
+def room_report(ledger: Ledger | None) -> RoomReport | None:
+    """What a further model would find; None before the first catalog."""
+    if ledger is None:
+        return None
+    devices = range(len(ledger.capacity))
+    going = sum(one.evictable or one.phase is Phase.LEAVING for one in ledger.residents.values())
+    return RoomReport(
+        free_bytes=max(0, *(ledger.free(device) for device in devices)),
+        reach_bytes=max(0, *(ledger.reach(device) for device in devices)),
+        free_seats=ledger.most - ledger.count,
+        reach_seats=ledger.most - ledger.count + going,
+    )
 
 
 def model_figures(host: ModelHost) -> ModelFigures:
@@ -123,7 +147,9 @@ def model_report(host: ModelHost) -> ModelReport:
         name=host.entry.name,
         state=host.state,
         progress=host.progress,
+        need_bytes=host.sized.need.wanted,
         size_bytes=size_of(host),
+        device=host.device if loaded is not None else None,
         processor="" if loaded is None else f"100% {loaded.device_kind}",
         context_asked=asked if isinstance(asked, int) else None,
         context_given=0 if loaded is None else loaded.context,
@@ -137,8 +163,10 @@ def model_report(host: ModelHost) -> ModelReport:
         rejected=host.admission.rejected_recently(),
         rejected_total=host.admission.rejected_total,
         admitted_total=host.admission.admitted_total,
+        expires_at=None if host.expires_at is None or loaded is None else utc_text(host.expires_at),
         step_rate=stats.step_rate if stats is not None and line.running else 0.0,
         restarts=host.restarts,
+        unloaded_because=host.unloaded_because,
         last_error=host.last_error,
         error_reason=host.error_reason,
         artifact=_artifact(host),

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import zmq
 
+from tandem_api.fit import mib
 from tandem_server.engine import lifeline
 from tandem_server.engine.interface import Engine, LoadError
-from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json
+from tandem_server.engine.native.config import architecture_of, read_json
 from tandem_server.engine.native.encoder import load_encoder
 from tandem_server.engine.native.load import load_generator
-from tandem_server.engine.native.pooling import is_sentence_model
+from tandem_server.engine.native.sentence import embeds
 from tandem_server.engine.wire import Died, FromRunner, Progress, RunnerSpec, ToRunner, decode_to_runner, encode
 
 PARENT_PIPE = lifeline.PARENT_PIPE
 LAST_WORDS_SECONDS = 2.0
 PROGRESS_SECONDS = 0.1
+LIMIT_TOLERANCE = 0.05
+"""Share of what it takes by which a runner may pass its limit without a word."""
 
 log = logging.getLogger("tandem.runner")
 
@@ -97,6 +100,9 @@ def run(spec: RunnerSpec, link: SocketLink) -> None:
         loaded.device,
         loaded.engine_reason,
     )
+    over = loaded.total_bytes - (spec.memory_limit or loaded.total_bytes)
+    if over > LIMIT_TOLERANCE * loaded.total_bytes:
+        log.warning("it takes %s where %s were given to it", mib(loaded.total_bytes), mib(loaded.total_bytes - over))
     if loaded.context_reason:
         log.warning("the context is %d tokens: %s", loaded.context, loaded.context_reason)
     link.send(loaded)
@@ -111,8 +117,7 @@ def load(spec: RunnerSpec, link: SocketLink) -> Engine:
     report = _progress(link)
     folder = Path(spec.path)
     architecture = architecture_of(read_json(folder / "config.json"))
-    embeds = architecture in ENCODERS or is_sentence_model(folder)
-    if spec.task == "Embed" or (spec.task == "Auto" and embeds):
+    if embeds(folder, spec.task, architecture):
         return load_encoder(spec, report)
     return load_generator(spec, report)
 

@@ -124,6 +124,9 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     pool_tokens: int = 0
     """Tokens that all slots hold together, where that is told; less than `slots` contexts where they share a pool."""
 
+    total_bytes: int = 0
+    """Of the device's memory (a CPU's: RAM), measured once all is loaded, with what contexts and steps may take."""
+
     @property
     def shares(self) -> bool:
         """Whether a request that has a slot may have to wait for memory still."""
@@ -243,6 +246,10 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     prefix_cache: bool = True
     cache_dtype: str = "Auto"
     """Of keys and values: that of the computation, or FP8."""
+    device_index: int = 0
+    """Which of the pod's GPUs."""
+    memory_limit: int | None = None
+    """Bytes that the runner may take in all, its overhead included; None: whatever the device has."""
 
 
 _to_runner = msgspec.msgpack.Decoder(ToRunner)

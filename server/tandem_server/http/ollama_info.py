@@ -15,7 +15,7 @@ from tandem_server.generation import model_headers
 from tandem_server.http.exchange import encode_json, read_object, validated
 from tandem_server.http.ollama_answers import FOREVER
 from tandem_server.http.ollama_types import ShowBody
-from tandem_server.pod import Pod, size_of
+from tandem_server.pod import Pod, size_of, utc_text
 from tandem_server.residency.host import ModelHost
 
 GREETING = "Ollama is running"
@@ -72,7 +72,7 @@ def _resident(host: ModelHost) -> dict[str, Any]:
         "size": size,
         "digest": _digest(host),
         "details": _details(host),
-        "expires_at": FOREVER,
+        "expires_at": FOREVER if host.expires_at is None else utc_text(host.expires_at),
         "size_vram": size if loaded.device_kind == "GPU" else 0,
         "context_length": loaded.context,
         "tandem": {

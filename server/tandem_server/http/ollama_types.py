@@ -96,7 +96,7 @@ class Generating(Body):
 
     def refuse_unsupported(self) -> None:
         """Raises ApiError 400 naming the first field that cannot be honoured."""
-        check_keep_alive(self.keep_alive)
+        keep_alive_seconds(self.keep_alive)
         if self.think not in (None, False):
             raise unsupported("think", f"{self.model} does not support thinking here")
         if self.top_logprobs and not self.logprobs:
@@ -127,34 +127,33 @@ class Generating(Body):
         """How many alternatives are told; None for no logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def check_load_only(self) -> None:
-        """A request without a prompt loads the model. Raises ApiError 400 where it asks to unload."""
-        if is_zero(self.keep_alive):
-            raise ApiError(
-                400,
-                "keep_alive: this server keeps its models loaded and does not unload them on request",
-                code="unsupported",
-                param="keep_alive",
-            )
+    @property
+    def unloads(self) -> bool:
+        """Whether a request without a prompt asks to unload the model rather than to load it."""
+        return keep_alive_seconds(self.keep_alive) == 0
 
 
-def check_keep_alive(value: str | float | int | None) -> None:
-    """Ollama's form: seconds as a number, or a duration such as 5m. Raises ApiError 400 for anything else."""
-    if isinstance(value, str) and not _DURATION.match(value):
+_UNITS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def keep_alive_seconds(value: str | float | int | None) -> float | None:
+    """Ollama's form: seconds as a number, or a duration such as 5m; negative for ever. None where nothing is said.
+
+    Raises ApiError 400 for anything else.
+    """
+    if isinstance(value, bool):
+        raise ApiError(400, "keep_alive: must be a number or a duration, not a boolean", param="keep_alive")
+    if value is None or not isinstance(value, str):
+        return None if value is None else float(value)
+    if not _DURATION.match(value):
         raise ApiError(
             400,
             f"keep_alive: must be seconds as a number or a duration such as 5m (got {value[:40]!r})",
             param="keep_alive",
         )
-    if isinstance(value, bool):
-        raise ApiError(400, "keep_alive: must be a number or a duration, not a boolean", param="keep_alive")
-
-
-def is_zero(value: str | float | int | None) -> bool:
-    """Whether `keep_alive` asks to unload at once."""
-    if isinstance(value, str):
-        return not re.search(r"[1-9]", value)
-    return value == 0 and value is not None
+    parts = re.findall(r"(\d+(?:\.\d*)?)(ns|us|\u00b5s|ms|s|m|h)", value)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return -seconds if value.startswith("-") else seconds
 
 
 class OllamaMessage(Body):

@@ -23,6 +23,7 @@ from tandem_server.http.fields import max_tokens_for, sampling_for
 from tandem_server.http.openai_answers import Shape, error_event, streamed, whole
 from tandem_server.http.openai_types import ChatBody, CompletionBody, EmbeddingsBody, Sampled
 from tandem_server.pod import Pod
+from tandem_server.residency.holds import Wish
 from tandem_server.residency.host import ModelHost
 
 DEFAULTS = Sampling()
@@ -38,6 +39,7 @@ def _ask(
     limit: int | None,
     prompt: Callable[[Checkpoint, int], list[int]],
     characters: int,
+    wish: Wish,
     grammar: str = "",
 ) -> Ask:
     biases = body.biases()
@@ -65,6 +67,7 @@ def _ask(
         salt=body.cache_salt or "",
         min_tokens=body.min_tokens or 0,
         grammar=grammar,
+        wish=wish,
     )
 
 
@@ -127,7 +130,7 @@ def openai_router(pod: Pod) -> APIRouter:
         def prompt(found: Checkpoint, room: int) -> list[int]:
             return chat_prompt(found, messages)
 
-        ask = _ask(host, body, body.logprob_count, body.limit, prompt, characters, grammar)
+        ask = _ask(host, body, body.logprob_count, body.limit, prompt, characters, pod.wish(request), grammar)
         return _answer(pod, host, body, ask, chat=True, logprobs=body.logprob_count)
 
     @router.post("/v1/completions")
@@ -145,14 +148,14 @@ def openai_router(pod: Pod) -> APIRouter:
 
         limit = max_tokens_for(body.max_tokens, host.entry.defaults)
         limit = COMPLETION_TOKENS if limit is None else limit
-        ask = _ask(host, body, body.logprobs, limit, ids, len(prompt))
+        ask = _ask(host, body, body.logprobs, limit, ids, len(prompt), pod.wish(request))
         return _answer(pod, host, body, ask, chat=False, logprobs=body.logprobs)
 
     @router.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         body = validated(EmbeddingsBody, await read_object(request, pod.settings.max_body_bytes))
         host = pod.serving(request, body.model)
-        ask = EmbedAsk(Dialect.OPENAI.value, body.texts(), truncate=False, dimensions=body.dimensions)
+        ask = EmbedAsk(Dialect.OPENAI.value, body.texts(), False, body.dimensions, pod.wish(request))
 
         async def work() -> dict[str, Any]:
             made = await embed(host, ask, pod.metrics)

@@ -5,20 +5,25 @@ The only one that makes and ends `ModelHost`s. Told of a new catalog by the watc
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from tandem_api.catalog import Catalog
+from tandem_api.catalog import ALL_PODS, Catalog
 from tandem_api.dialects import ApiError
-from tandem_api.report import ModelState
+from tandem_api.report import DeviceReport, ModelState
 from tandem_server.admission import Admission, PodBound
 from tandem_server.config import Settings
 from tandem_server.line import Gate, Refusal
 from tandem_server.logs import Summary
 from tandem_server.residency.host import ModelHost, not_here
+from tandem_server.residency.ledger import Ledger, Why
+from tandem_server.residency.need import Sizes
 from tandem_server.residency.process import Launcher
+from tandem_server.residency.room import Room
 
 _log = logging.getLogger(__name__)
+UNBOUNDED = 1 << 62
+"""Bytes of a device that does not tell its memory."""
 _WHY = {
     Refusal.QUEUE_FULL: "its queue is full",
     Refusal.QUEUE_TIMEOUT: "it waited for longer than queue.timeoutSeconds",
@@ -32,6 +37,8 @@ class Manager:
     Args:
         on_refused: told of (model, reason) of each refusal, for metrics.
         on_load: told of (model, whether it worked, seconds, bytes of weights) of each load, for metrics.
+        on_unload: told of (model, why) when the pod unloads one by itself, for metrics.
+        devices: what the pod computes on; asked when the first catalog comes, before any runner.
     """
 
     def __init__(
@@ -39,18 +46,26 @@ class Manager:
         settings: Settings,
         on_refused: Callable[[str, Refusal], None] = lambda model, reason: None,
         on_load: Callable[[str, bool, float, int], None] = lambda model, worked, seconds, size: None,
+        on_unload: Callable[[str, Why], None] = lambda model, why: None,
+        devices: Callable[[], Sequence[DeviceReport]] = lambda: (),
     ) -> None:
         self.settings = settings
         self.catalog: Catalog | None = None
         self.hosts: dict[str, ModelHost] = {}
         self.loaded_once: set[str] = set()
+        self._tried: set[str] = set()
+        self._preloaded: set[str] = set()
         beat = min(1.0, settings.heartbeat_seconds / 8)
         self.launcher = Launcher(settings.runner_entry, settings.runner_preload, settings.log_format, beat)
         self._on_refused = on_refused
         self._on_load = on_load
+        self._on_unload = on_unload
         self._bound = PodBound(settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
         self._leaving: set[ModelHost] = set()
+        self._devices = devices
+        self._sizes = Sizes()
+        self._room: Room | None = None
         self._ready = False
         self._gate = Gate.OPEN
 
@@ -66,9 +81,28 @@ class Manager:
             else:
                 self.hosts[name] = self._host(name, catalog)
         self.catalog = catalog
-        for name in catalog.preload_of(self.settings.pod_name):
-            if name in self.hosts:
-                self.hosts[name].want()
+        preload = {name for name in catalog.preload_of(self.settings.pod_name) if name in self.hosts}
+        for name, host in self.hosts.items():
+            # Once: a later catalog must not load again what its keep-alive ended.
+            host.kept = ALL_PODS in catalog.preload and name in preload
+            if name in preload - self._preloaded or (host.pinned and host.loaded is None):
+                host.want()
+        self._preloaded = preload
+
+    @property
+    def room(self) -> Room:
+        """What the pod's models share."""
+        if self._room is None:
+            devices = list(self._devices())
+            capacity = [device.free_bytes if device.total_bytes else UNBOUNDED for device in devices] or [UNBOUNDED]
+            most = self.settings.max_loaded or 3 * len(capacity)
+            self._room = Room(capacity, most, asyncio.get_running_loop().call_later)
+        return self._room
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Who holds how much of which device; None before the first catalog."""
+        return self._room.ledger if self._room is not None else None
 
     def find(self, name: str) -> ModelHost:
         """The host of the model that a request means. Raises ApiError 404 naming those that exist."""
@@ -88,11 +122,12 @@ class Manager:
         return self._ready
 
     def missing(self) -> list[str]:
-        """What readiness waits for, as words."""
+        """What readiness waits for, as words: a pod of one model for its load, a shared one for a try of each."""
         if self.catalog is None:
             return ["the catalog"]
         wanted = self.catalog.preload_of(self.settings.pod_name)
-        return [f"model {name}" for name in wanted if name in self.hosts and name not in self.loaded_once]
+        done = self.loaded_once if ALL_PODS in self.catalog.preload else self.loaded_once | self._tried
+        return [f"model {name}" for name in wanted if name in self.hosts and name not in done]
 
     def set_gate(self, gate: Gate) -> None:
         """What every model's line, and that of models to come, does with newcomers."""
@@ -113,6 +148,8 @@ class Manager:
         """Ends every model and waits until all runner processes are gone."""
         for closing in self._closing:
             closing.cancel()
+        if self._room is not None:
+            self._room.close()
         await asyncio.gather(*(host.close() for host in [*self.hosts.values(), *self._leaving]))
         self.hosts = {}
 
@@ -139,8 +176,20 @@ class Manager:
             host = self.hosts.get(name)
             if host is not None and host.state is ModelState.LOADED:
                 self.loaded_once.add(name)
+            if host is not None and host.last_error is not None:
+                self._tried.add(name)
 
-        return ModelHost(entry, self.settings, self.launcher, admission, changed, partial(self._on_load, name))
+        return ModelHost(
+            entry,
+            self.settings,
+            self.launcher,
+            admission,
+            self.room,
+            self._sizes,
+            changed,
+            partial(self._on_load, name),
+            partial(self._on_unload, name),
+        )
 
     def _remove(self, host: ModelHost) -> None:
         self._leaving.add(host)

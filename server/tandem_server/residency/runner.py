@@ -52,6 +52,8 @@ class Runner:
         self.model = model
         self.pid = process.pid
         self.stats: wire.Stats | None = None
+        self.abandoned = False
+        """It cannot be killed; its process and its memory are left behind."""
         self.memory: Memory | None = None
         """Measured every `WEIGH_SECONDS`."""
         self.ended: asyncio.Future[str] = loop.create_future()
@@ -127,6 +129,7 @@ class Runner:
             self.pid,
             state or "unknown",
         )
+        self.abandoned = True
         self._on_exit()
         await self._settle(f"cannot be killed (state {state or 'unknown'}), as when a driver hangs")
 

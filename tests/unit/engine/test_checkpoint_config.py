@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from tandem_api.fit_steps import step_bytes
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import DecoderConfig, NotFused, read_decoder_config
-from tandem_server.engine.native.resources import step_bytes
 from tandem_server.engine.native.rope_config import RopeConfig
+from tandem_server.engine.native.shape import step_shape_of
 
 BASE = {
     "architectures": ["LlamaForCausalLM"],
@@ -125,7 +126,7 @@ def test_memory_of_what_families_add(tmp_path):
     some = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "head_dim": 16}
     windowed = read(tmp_path, architectures=["Qwen2ForCausalLM"], **some)
     capped = read(tmp_path, architectures=["Gemma2ForCausalLM"], head_dim=16, sliding_window=None)
-    sizes = [step_bytes(config, 4, 256, 4, 100_000) for config in (plain, windowed, capped)]
+    sizes = [step_bytes(step_shape_of(config), 4, 256, 4, 100_000) for config in (plain, windowed, capped)]
     assert sizes[1] - sizes[0] == (256 + 4) * 100_000 * 9
     assert sizes[2] - sizes[0] == 4 * 64 * 100_000 * 4 * 4
     assert len({config.cache_bytes_per_token(4) for config in (plain, windowed, capped)}) == 1

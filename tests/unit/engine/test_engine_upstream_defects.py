@@ -14,6 +14,8 @@ from engine_fakes import RecordingLink, answers
 from fake_device import FakeDevice, expected
 from torch.profiler import ProfilerActivity, profile
 
+from tandem_api.fit import Wish, fit_context
+from tandem_api.fit_steps import cache_positions, step_bytes
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.encoder import BATCH_TOKENS, EmbeddingEngine, load_encoder
 from tandem_server.engine.native.engine import NativeEngine
@@ -21,8 +23,8 @@ from tandem_server.engine.native.executors import Executor, InlineExecutor, Work
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.plan import StepPlan, StepResult
-from tandem_server.engine.native.resources import ContextWish, fit_context, step_bytes
 from tandem_server.engine.native.scheduler import Limits, Scheduler
+from tandem_server.engine.native.shape import step_shape_of
 from tandem_server.engine.native.stats import StatsKeeper
 from tandem_server.engine.native.warmup import warm_up_plans
 from tandem_server.engine.wire import (
@@ -184,7 +186,7 @@ def test_memory_is_reserved_for_prompt_and_decode_together(make_checkpoint, slot
     spec = RunnerSpec("m", str(folder), "", dtype=dtype, slots=slots, context=context, threads=1)
     engine = load_generator(spec, lambda *_: None)
     config = engine._step._decoder.config
-    bound = step_bytes(config, slots, engine._limits.chunk, 4 if dtype == "Float32" else 2, context)
+    bound = step_bytes(step_shape_of(config), slots, engine._limits.chunk, 4 if dtype == "Float32" else 2, context)
     peaks = []
     for plan in warm_up_plans(engine._limits, worst=True):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -201,9 +203,12 @@ def test_memory_is_reserved_for_prompt_and_decode_together(make_checkpoint, slot
 def test_what_a_step_needs_is_taken_off_the_context():
     """26465fb85: the other half: the bound is heeded."""
     mib = 1 << 20
-    wish = ContextWish(None, 64, True)
-    fitted = [fit_context(wish, 4096, 4, 32 << 10, 600 * mib, lambda _, n=n: n * mib)[0] for n in (0, 80, 160)]
-    assert fitted == [2560, 2048, 1024]
+    wish = Wish(context=None, min_context=64)
+    fitted = [
+        fit_context(wish, 4096, 4, 344 * mib, lambda tokens, n=n: n * mib + cache_positions(4, tokens) * (32 << 10), "")
+        for n in (0, 80, 160)
+    ]
+    assert [context for context, _ in fitted] == [2560, 2048, 1024]
 
 
 @both_loops

@@ -17,6 +17,7 @@ from fake_grammar import compiler, possible
 from gpu_fakes import LateExecutor, SharedMemoryGraphs, TorchKernels
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tandem_api.fit_steps import batch_sizes
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.blocks import near_home
 from tandem_server.engine.native.cache import PagedCache
@@ -25,7 +26,6 @@ from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor
 from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.gpu_step import GpuStep
-from tandem_server.engine.native.graphs import batch_sizes
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.loop import Loop
 from tandem_server.engine.native.needs import needs_of

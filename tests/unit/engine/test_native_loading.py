@@ -8,18 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tandem_server.engine.interface import LoadError
-from tandem_server.engine.native.blocks import BLOCK
+from tandem_api.fit import Wish
+from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.dtype import choose_dtype, choose_threads
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.resources import (
-    ContextWish,
     available_bytes,
     check_weights_fit,
     cpu_threads,
-    fit_context,
-    fit_pool,
+    given_context,
 )
 from tandem_server.engine.wire import RunnerSpec
 
@@ -50,21 +48,11 @@ def changed(make_checkpoint, tmp_path):
     return make
 
 
-def test_a_shared_pool_takes_the_memory_that_there_is_and_no_more_than_all_contexts_need():
-    """Contexts of 4000 tokens need 4096 positions each; one block more is for rows without a request."""
-    reserve, token = 256 * MIB, 32 << 10
-    assert fit_pool(4000, 4, token, reserve + 4 * 4096 * token + BLOCK * token, 0) == 4 * 4096 // BLOCK
-    assert fit_pool(4000, 4, token, 100_000 * MIB, 0) == 4 * 4096 // BLOCK
-    assert fit_pool(4000, 4, token, reserve + 6000 * token, 0) == 6000 // BLOCK - 1
-    assert fit_pool(4000, 4, token, reserve + 6000 * token, 1000 * token) == 5000 // BLOCK - 1
-
-
 def test_slots_that_share_have_a_longer_context_than_those_that_do_not(make_checkpoint, monkeypatch):
     folder = make_checkpoint("LlamaForCausalLM", max_position_embeddings=4096)
-    monkeypatch.setattr("tandem_server.engine.native.resources.RESERVE_SHARE", 0.0)
     loaded = {}
     for shared in (False, True):
-        monkeypatch.setattr("tandem_server.engine.native.load.available_bytes", lambda _: 256 * MIB + 14 * MIB)
+        monkeypatch.setattr("tandem_server.engine.native.load.usable_bytes", lambda *_: 14 * MIB)
         spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=4, threads=1, shared_cache=shared)
         loaded[shared] = load_generator(spec, lambda *_: None).loaded
     apart, together = loaded[False], loaded[True]
@@ -223,33 +211,18 @@ def test_the_threads_that_were_measured_compute_and_are_told(faster, make_checkp
     assert "by measurement" not in asked.loaded.engine_reason
 
 
-def test_context_fit():
-    wish = ContextWish(None, 256, True)
-    assert fit_context(wish, 4096, 4, 1024, 10_000 * MIB) == (4096, "")
-    assert fit_context(ContextWish(2000, 256, True), 4096, 4, 1024, 10_000 * MIB) == (2000, "")
-    context, reason = fit_context(ContextWish(9000, 256, True), 4096, 4, 1024, 10_000 * MIB)
-    assert context == 4096
-    assert "9000 tokens were asked for, the model was made for 4096" in reason
-    per_token, available = MIB, 256 * MIB + 4 * 1024 * MIB
-    context, reason = fit_context(wish, 4096, 4, per_token, available)
-    assert 256 <= context < 1024
-    assert 4 * (context + 1) * per_token <= available - 256 * MIB
+def test_what_does_not_fit_is_refused_by_reason():
+    def needed(tokens: int) -> int:
+        return 4 * tokens * MIB
+
+    with pytest.raises(DoesNotFit, match="4 slots of 4096 tokens need 16,384 MiB and 744 MiB is free beside the weigh"):
+        given_context(Wish(context=4096, may_shrink=False), 4096, 4, 744 * MIB, needed)
+    with pytest.raises(LoadError, match="the model was made for 4096") as caught:
+        given_context(Wish(context=9000, may_shrink=False), 4096, 4, 10**12, needed)
+    assert caught.type is LoadError
+    context, reason = given_context(Wish(context=4096), 4096, 4, 2000 * MIB, needed)
+    assert context == 448
     assert "is free beside the weights" in reason
-    assert "4 slots of 4096 tokens need" in reason
-
-
-@pytest.mark.parametrize(
-    ("wish", "available", "said"),
-    [
-        (ContextWish(4096, 256, False), 1000 * MIB, "4 slots of 4096 tokens need 16,416 MiB and 744 MiB is free"),
-        (ContextWish(4096, 1024, True), 1000 * MIB, "at least 1024 tokens are asked for"),
-        (ContextWish(9000, 256, False), 10**12, "the model was made for 4096"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_numbers(wish, available, said):
-    with pytest.raises(LoadError) as caught:
-        fit_context(wish, 4096, 4, MIB, available)
-    assert said in str(caught.value)
 
 
 def test_weights_that_do_not_fit():
@@ -264,10 +237,10 @@ def test_container_limits_are_respected(tmp_path):
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {50 * MIB}\n")
     assert cpu_threads(None, tmp_path) <= 2
     assert cpu_threads(7, tmp_path) == 7
-    assert available_bytes(CPU, tmp_path) == 100 * MIB
+    assert available_bytes(CPU, cgroup=tmp_path) == 100 * MIB
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert cpu_threads(None, tmp_path) == 1
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert cpu_threads(None, tmp_path) >= 1
-    assert available_bytes(CPU, tmp_path) > 100 * MIB
+    assert available_bytes(CPU, cgroup=tmp_path) > 100 * MIB

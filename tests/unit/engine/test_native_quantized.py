@@ -7,10 +7,10 @@ import torch
 
 from tandem_api.catalog import CatalogModel
 from tandem_api.fields import Device, Quantization
+from tandem_api.fit_weights import QUANTIZING
 from tandem_server.config import Settings
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native import quantized
-from tandem_server.engine.native.config import read_decoder_config
 from tandem_server.engine.native.cpu_quantized import CompiledInt4, CompiledInt8
 from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.linear import make_linear, row_invariant_sizes
@@ -24,7 +24,6 @@ from tandem_server.engine.native.quantized import (
     layout_for,
     quantize_int4,
     quantize_int8,
-    weight_bytes,
 )
 from tandem_server.engine.wire import RunnerSpec
 from tandem_server.residency.host import runner_spec
@@ -133,14 +132,13 @@ def test_what_is_held_is_counted_and_told(kind, tied, kernels, make_checkpoint):
     small = sum(layer.input_norm.nbytes + layer.feed_norm.nbytes for layer in weights.layers) + weights.norm.nbytes
     held = sum(linear.bytes for linear in weights.linears())
     assert engine.loaded.weight_bytes == held + weights.embedding.nbytes + small
-    config = read_decoder_config(folder)
-    planned = weight_bytes(engine.loaded.parameters, config, layout_for(kind, CPU, 4), 2)
-    assert planned == pytest.approx(engine.loaded.weight_bytes, rel=0.08)
 
 
 def test_the_memory_fit_counts_what_is_held(make_checkpoint, monkeypatch):
     folder = make_checkpoint("LlamaForCausalLM", dtype="bfloat16", tie_word_embeddings=False, **WIDE)
     asked: list[int] = []
+    # Small as it is, what quantising holds for a while would hide it.
+    monkeypatch.setitem(QUANTIZING, "Int4", 0)
     monkeypatch.setattr("tandem_server.engine.native.load.check_weights_fit", lambda needed, _: asked.append(needed))
     for kind in ("None", "Int8", "Int4"):
         load(folder, kind)

@@ -152,7 +152,7 @@ def test_a_shift_goes_on_as_a_fresh_request_with_what_was_kept(engine, overlappe
 
 def test_slots_share_a_pool_that_is_smaller_than_their_contexts(folder, monkeypatch):
     """Loaded with memory for one context and a half of three; every request gets its tokens in its turn."""
-    monkeypatch.setattr("tandem_server.engine.native.load.fit_pool", lambda *_: 3 * CONTEXT // BLOCK // 2)
+    monkeypatch.setattr("tandem_server.engine.native.load.pool_blocks", lambda *_: 3 * CONTEXT // BLOCK // 2)
     spec = RunnerSpec("m", str(folder), "", dtype="Float32", slots=3, context=CONTEXT, threads=1, shared_cache=True)
     engine = load_generator(spec, lambda *_: None)
     with torch.inference_mode():

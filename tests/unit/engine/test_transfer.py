@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tandem_api.fit_steps import BYTES_PER_GRAPH, LEAST_SHARE, graph_bytes, workspace_bytes
 from tandem_server.engine.native.config import read_decoder_config
-from tandem_server.engine.native.kernel_shape import LEAST_SHARE, KernelShape
-from tandem_server.engine.native.resources import BYTES_PER_GRAPH, graph_bytes
+from tandem_server.engine.native.kernel_shape import KernelShape
+from tandem_server.engine.native.shape import step_shape_of
 from tandem_server.engine.native.transfer import PinnedRing, StepInputs, upload
 
 pytestmark = pytest.mark.torch
@@ -64,12 +65,12 @@ def test_a_sequence_alone_keeps_the_processors_busy_and_no_share_is_too_short(ca
     shape = KernelShape(8, 4, 128, capacity, 2, processors)
     assert shape.shares == shares
     assert capacity // shape.shares >= LEAST_SHARE
-    assert shape.workspace_bytes(10) == 10 * 32 * shares * 130 * 4
 
 
 def test_what_graphs_hold_is_counted_by_slots_workspace_and_number(make_checkpoint):
-    config = read_decoder_config(make_checkpoint("LlamaForCausalLM"))
+    config = step_shape_of(read_decoder_config(make_checkpoint("LlamaForCausalLM")))
     small, large = (graph_bytes(config, slots, 2, 0, 0) for slots in (8, 16))
     assert large == 2 * small
     assert graph_bytes(config, 8, 2, 1000, 5) == small + 1000 + 5 * BYTES_PER_GRAPH
     assert small > 8 * config.vocabulary * 6
+    assert workspace_bytes(config, 10, 3) == 10 * 4 * 3 * (16 + 2) * 4

@@ -96,7 +96,8 @@ names = st.sampled_from(["Authorization", "x-api-key", "X-Tandem-Load", "connect
 @given(st.lists(st.tuples(names, st.sampled_from(["close", "x-named", "secret"])), max_size=8))
 def test_only_the_pool_key_is_a_credential(headers: list[tuple[str, str]]) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    sent = to_pod(raw, "key")
+    sent = to_pod(raw, "key", "10.0.0.7")
+    assert sent.getall("x-tandem-caller") == ["10.0.0.7"]
     assert sent.getall("authorization") == ["Bearer key"]
     dropped = {"x-api-key", "x-tandem-load", "connection", "te"}
     if any(name == "connection" and value == "x-named" for name, value in headers):

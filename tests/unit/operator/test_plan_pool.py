@@ -170,6 +170,7 @@ def test_the_pods_are_as_the_pool_says() -> None:
     assert server["resources"]["limits"] == {"nvidia.com/gpu": "4", "memory": "64Gi"}
     values = {one["name"]: one.get("value") for one in server["env"]}
     assert (values["TANDEM_MAX_QUEUED"], values["TANDEM_FILE_ROOTS"]) == ("9", "/a:/b")
+    assert values["TANDEM_MAX_LOADED"] == "0"
     paths = {one["mountPath"]: one for one in server["volumeMounts"]}
     assert {"/models/one", "/models/w.two", "/etc/tandem/credentials"} <= set(paths)
     assert all(len(one["name"]) <= 63 and "." not in one["name"] for one in made["spec"]["volumes"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tandem_api.report import ModelReport, ModelState
 from tandem_api.status import Artifact, Condition, ModelStatus
 from tandem_operator.act import Outcome
 from tandem_operator.admit import hold_of
@@ -439,6 +440,35 @@ def test_a_reduced_context_is_an_event() -> None:
     reduced = pods_with((running(), seen(loaded(context_asked=8192, context_given=2048))))
     assert [reason for reason, _ in events(full, reduced)] == ["ContextReduced"]
     assert events(status_of(reduced), reduced) == []
+
+
+def gone(why: str = "its keep-alive ended") -> ModelReport:
+    return ModelReport(name=KEY.name, state=ModelState.UNLOADED, unloaded_because=why)
+
+
+def test_an_unload_is_an_event_that_says_why() -> None:
+    full = status_of(pods_with((running(), seen(loaded()))))
+    idle = pods_with((running(), seen(gone("model big needed its room"))), status=fields_of(full))
+    ((reason, note),) = events(full, idle)
+    assert reason == "Unloaded"
+    assert "loads the model with the next request. It was unloaded since model big needed its room." in note
+    assert condition(status_of(idle)).reason == "Unloaded"
+    assert events(status_of(idle), idle) == []
+
+
+def test_an_unload_between_two_reports_is_an_event_too() -> None:
+    never = status_of(pods_with((running(), seen(gone("")))))
+    assert [reason for reason, _ in events(never, pods_with((running(), seen(gone()))))] == ["Unloaded"]
+
+
+def test_a_reduced_context_stands_until_a_load_says_otherwise() -> None:
+    reduced = status_of(pods_with((running(), seen(loaded(context_asked=8192, context_given=2048)))))
+    idle = status_of(pods_with((running(), seen(gone())), status=fields_of(reduced)))
+    assert condition(idle, "ContextReduced").message == condition(reduced, "ContextReduced").message
+    grown = pods_with((running(), seen(loaded(context_asked=8192, context_given=8192))), status=fields_of(idle))
+    assert all(one.type != "ContextReduced" for one in status_of(grown).conditions)
+    told = dict(events(idle, grown))
+    assert told["ContextRestored"] == "Each slot has 8192 tokens of context, as was asked for."
 
 
 @pytest.mark.parametrize(

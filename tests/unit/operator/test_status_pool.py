@@ -210,6 +210,10 @@ def test_a_pool_that_serves() -> None:
     assert (condition(status).status, condition(status).reason) == ("True", "Serving")
     assert condition(status).message == "2 of 2 pods take requests."
     assert (status.models, status.loaded, status.memory) == (2, 1, "9.0 GB / 140 GB")
+    assert [(pod.name, pod.models, pod.devices[0].reserved, pod.devices[0].free) for pod in status.pods] == [
+        ("a", ["coder"], "7.0 GB", "133 GB"),
+        ("b", ["coder"], "9.0 GB", "131 GB"),
+    ]
     assert (status.queued, status.rejected, status.replicas, status.ready_replicas) == (2, 1, 2, 2)
     assert "tandem.dev/pool-kind=ModelPool" in (status.selector or "")
     assert ModelPoolStatus.model_validate(fields_of(status)) == status
@@ -231,7 +235,7 @@ def test_a_pool_counts_the_models_that_it_cannot_carry_out() -> None:
         (pool_status(), "NotObserved"),
         (pool_status(replicas=0), "ScaledToZero"),
         (pool_status(gpusPerPod=0), "Invalid"),
-        (pool_status(maxLoadedModels=1), "Unsupported"),
+        (pool_status(scaling={"mode": "Auto"}), "Unsupported"),
         (pool_status(podTemplate={"spec": {"hostPID": True}}), "OverlayRefused"),
         (pool_status(outcome=Outcome(conflicts=["the Service tandem-p-shared exists"])), "NameConflict"),
         (pool_status(outcome=Outcome(refused="quota")), "Refused"),

@@ -48,6 +48,8 @@ class FakeSpec(msgspec.Struct):
     descendants: list[str] = []
     """Started before the load, their ids in `descendants`; see `start_descendant`."""
     step_seconds: float = 0.001
+    token_bytes: int = 0
+    """Of a context's token: with less memory than all of them need the context is shrunk, and that is told."""
 
 
 class Running:
@@ -136,6 +138,9 @@ def main(spec: wire.RunnerSpec) -> None:
 
 def loaded(spec: wire.RunnerSpec, fake: FakeSpec) -> wire.Loaded:
     """What it says of itself."""
+    asked = min(spec.context or fake.context, fake.context)
+    room = spec.memory_limit // fake.token_bytes if fake.token_bytes and spec.memory_limit else asked
+    reason = f"{asked} tokens were asked for and {room} fit" if room < asked else ""
     return wire.Loaded(
         task=fake.task,
         architecture="FakeForCausalLM",
@@ -148,11 +153,12 @@ def loaded(spec: wire.RunnerSpec, fake: FakeSpec) -> wire.Loaded:
         dtype="float32",
         slots=spec.slots or fake.slots,
         context_limit=fake.context,
-        context=min(spec.context or fake.context, fake.context),
-        context_reason="",
+        context=min(asked, room),
+        context_reason=reason,
         embedding_size=fake.size,
         engine_reason="a fake engine",
         pool_tokens=fake.pool_tokens,
+        total_bytes=min(asked, room) * fake.token_bytes,
     )
 
 

@@ -78,7 +78,7 @@ async def test_a_third_model_that_loads_slowly_takes_nothing_from_two_warm_ones(
 @pytest.mark.parametrize("step", ["the disk", "the tokenizer"])
 async def test_loads_that_hang_hold_up_neither_the_loop_nor_long_prompts(serve, make_model, monkeypatch, step):
     models = [make_model(f"m{number}", context=40_000) for number in range(COLD + 1)]
-    site = await serve(load=False)
+    site = await serve(load=False, max_loaded=COLD + 1)
     entries = [model.entry(f"m{number}") for number, model in enumerate(models)]
     site.pod.manager.apply(site.pod.manager.catalog.model_copy(update={"models": entries}))
     site.host("m0").want()

@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_site import ANSWER, fake_settings, until
 
 from tandem_api.report import DeviceReport
-from tandem_server.pod import Pod, with_reserved
-from tandem_server.processes import Memory
+from tandem_server.pod import Pod, size_of, with_reserved
+from tandem_server.residency.ledger import Ledger, Need, Phase, Resident
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -135,7 +135,7 @@ async def test_memory_of_runners_is_measured(serve, make_model):
     assert now["tandem_runner_memory_bytes", "kind=rss,model=fake"] == hosts[0].runner.memory.rss
     assert now["tandem_runner_memory_bytes", "kind=device,model=fake"] == 0
     device = site.pod.report().devices[0]
-    assert device.reserved_bytes == sum(each.runner.memory.pss for each in hosts)
+    assert device.reserved_bytes == sum(size_of(each) for each in hosts)
     assert now["tandem_device_memory_bytes", "device=0,kind=reserved"] == device.reserved_bytes
     os.kill(hosts[0].runner.pid, signal.SIGKILL)
     await until(lambda: hosts[0].restarts == 1)
@@ -144,23 +144,13 @@ async def test_memory_of_runners_is_measured(serve, make_model):
     ] == ANSWER
 
 
-class _Host:
-    """As much of a host as memory is counted by."""
-
-    def __init__(self, kind, size, measured):
-        self.loaded = type(
-            "Loaded", (), {"device_kind": kind, "weight_bytes": size, "cache_bytes": 0, "overhead_bytes": 0}
-        )
-        self.runner = type("Runner", (), {"memory": measured})
-
-
-def test_what_runners_hold_is_reserved_where_they_hold_it():
+def test_what_is_promised_to_models_is_reserved_where_they_lie():
     gpus = [DeviceReport(name=name, kind="GPU", total_bytes=100, free_bytes=50) for name in "ab"]
-    hosts = [_Host("GPU", 30, Memory(9, 8)), _Host("GPU", 12, None)]
-    assert [device.reserved_bytes for device in with_reserved(gpus, hosts)] == [42, 0]
-    cpu = [DeviceReport(name="c", kind="CPU", total_bytes=100, free_bytes=50)]
-    hosts = [_Host("CPU", 30, Memory(9, 8)), _Host("CPU", 12, None)]
-    assert [device.reserved_bytes for device in with_reserved(cpu, hosts)] == [8 + 12]
+    ledger = Ledger([90, 1 << 62], 6)
+    ledger.residents["x"] = Resident("x", Need(30, 30), 0.0, phase=Phase.LOADED, device=1, bytes=30)
+    told = with_reserved(gpus, ledger)
+    assert [(device.total_bytes, device.reserved_bytes) for device in told] == [(90, 0), (100, 30)]
+    assert with_reserved(gpus, None) == gpus
 
 
 async def test_a_pod_without_models_can_be_scraped(tmp_path):

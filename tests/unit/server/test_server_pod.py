@@ -13,10 +13,11 @@ from server_site import fake_settings, until
 
 from tandem_api.catalog import Catalog
 from tandem_api.fields import Device
+from tandem_api.report import DeviceReport
 from tandem_server.app import client_app, health_app, internal_app
 from tandem_server.catalog import CatalogError, CatalogWatcher, read_catalog
 from tandem_server.config import Settings, SettingsError
-from tandem_server.devices import cpu_report, parse_gpus
+from tandem_server.devices import Devices, cpu_report, parse_gpus, within
 from tandem_server.http.guard import KeyFile
 from tandem_server.logs import Summary, configure, size_text
 from tandem_server.pod import Pod
@@ -50,7 +51,14 @@ def test_settings_come_from_the_environment():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TANDEM_DEVICE", "cpu?"), ("TANDEM_HTTP_PORT", "99999"), ("TANDEM_LINGER_SECONDS", "-1")]
+    ("name", "value"),
+    [
+        ("TANDEM_DEVICE_MEMORY", "2GiB,much"),
+        ("TANDEM_DEVICE_MEMORY", "0"),
+        ("TANDEM_DEVICE", "cpu?"),
+        ("TANDEM_HTTP_PORT", "99999"),
+        ("TANDEM_LINGER_SECONDS", "-1"),
+    ],
 )
 def test_a_wrong_setting_is_named(name, value):
     with pytest.raises(SettingsError, match=name):
@@ -234,6 +242,22 @@ def test_devices(tmp_path):
     assert cpu_report(tmp_path / "v1", meminfo).total_bytes == 102400
     gpus = parse_gpus("NVIDIA H200, 143771, 143000\nOdd, [N/A], [N/A]\n")
     assert [(gpu.name, gpu.total_bytes) for gpu in gpus] == [("NVIDIA H200", 143771 << 20), ("Odd", 0)]
+
+
+def test_a_budget_bounds_what_each_device_has():
+    settings = Settings.from_environment({"TANDEM_DEVICE_MEMORY": "2GiB, 500M,1.5Gi"})
+    assert settings.device_memory == (2 << 30, 500_000_000, 3 << 29)
+    cpu = DeviceReport(name="2 CPUs", kind="CPU", total_bytes=16 << 30, free_bytes=1 << 30)
+    assert within([cpu], ()) == [cpu]
+    shares = within([cpu], settings.device_memory)
+    assert [share.name for share in shares] == ["2 CPUs, share 0", "2 CPUs, share 1", "2 CPUs, share 2"]
+    assert [share.total_bytes for share in shares] == list(settings.device_memory)
+    assert [share.free_bytes for share in shares] == [1 << 30, 500_000_000, 1 << 30]
+    assert len(Devices(Device.CPU, settings.device_memory).now()) == 3
+    gpus = parse_gpus("NVIDIA H200, 143771, 143000\nNVIDIA H200, 143771, 1000\n")
+    bound = within(gpus, (40 << 30, 40 << 30))
+    assert [(gpu.name, gpu.total_bytes) for gpu in bound] == [("NVIDIA H200", 40 << 30)] * 2
+    assert [gpu.free_bytes for gpu in bound] == [40 << 30, 1000 << 20]
 
 
 def test_refusals_are_summed_up():

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from tandem_api.fit_steps import SCORES_AT_ONCE
 from tandem_server.engine.native.blocks import BLOCK, SPAN
 from tandem_server.engine.native.cache import PagedCache
-from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
+from tandem_server.engine.native.config import DecoderConfig
 
 FINER_SPANS = (64, 128, 256)
 UNEVEN = 2

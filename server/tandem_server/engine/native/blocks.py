@@ -11,10 +11,8 @@ where named blocks are held together with whoever holds them already.
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-BLOCK = 32
-"""Positions of a block; measured, see `docs/decisions/0003-engine.md`."""
-SPAN = 512
-"""Torch's CPU attention works through keys in blocks of 512; spans of other lengths may sum in another order."""
+from tandem_api.fit_steps import BLOCK as BLOCK
+from tandem_api.fit_steps import SPAN as SPAN
 
 Choice = Callable[[Set[int], int, int], tuple[int, ...]]
 """Picks so many of the free blocks, given where the taker would like its run to begin."""
@@ -229,14 +227,3 @@ class BlockPool:
             if place < len(wanted):
                 wanted[place] = target
         return moves
-
-
-def capacity_for(context: int) -> int:
-    """Positions that a slot of `context` tokens holds: whole spans, for attention reads whole spans."""
-    grain = 64 if context < SPAN else SPAN
-    return -(-context // grain) * grain
-
-
-def cache_positions(slots: int, context: int) -> int:
-    """Positions of the whole cache: the slots' own, and one block that rows without a request write to."""
-    return slots * capacity_for(context) + BLOCK

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem_server.engine.native.blocks import BLOCK, capacity_for, runs_of
+from tandem_api.fit_steps import capacity_for
+from tandem_server.engine.native.blocks import BLOCK, runs_of
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.transfer import upload
 

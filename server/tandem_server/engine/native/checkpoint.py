@@ -3,8 +3,6 @@
 Second step of a load. Pickle files (`.bin`, `.pt`) can run code when opened and are never read.
 """
 
-import json
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,10 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tandem_server.engine.interface import LoadError, ProgressReporter
-from tandem_server.engine.native.config import read_json
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from tandem_server.engine.native.headers import locate, read_header
 
 
 class Checkpoint:
@@ -23,12 +18,14 @@ class Checkpoint:
 
     def __init__(self, folder: Path, report: ProgressReporter) -> None:
         self._report = report
-        self._where = _locate(folder)
+        self._where = locate(folder)
         self._files: dict[Path, safe_open] = {}
         self._used: set[str] = set()
         self._done = 0
-        self._sizes = {name: size for file in set(self._where.values()) for name, size in _sizes(file).items()}
-        self.total_bytes = sum(self._sizes[name] for name in self._where)
+        headers = {file: read_header(file) for file in set(self._where.values())}
+        self.stored = {name: headers[file][name] for name, file in self._where.items()}
+        """Type and size of every tensor."""
+        self.total_bytes = sum(tensor.bytes for tensor in self.stored.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -84,51 +81,3 @@ class Checkpoint:
         if file not in self._files:
             self._files[file] = safe_open(file, framework="pt", device="cpu")
         return self._files[file]
-
-
-def _locate(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    if (folder / INDEX).is_file():
-        where = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(where, dict):
-            raise LoadError(f"{folder / INDEX} has no weight_map")
-        files = {name: folder / str(file) for name, file in where.items()}
-        for file in sorted(set(files.values())):
-            if file.parent != folder or file.suffix != ".safetensors":
-                raise LoadError(f"{INDEX} names {file.name}, which is no safetensors file of the folder itself")
-            if not file.is_file():
-                raise LoadError(f"{INDEX} names {file.name}, which is missing; is the download complete?")
-            absent = sorted({name for name, place in files.items() if place == file} - _sizes(file).keys())
-            if absent:
-                raise LoadError(f"tensor {absent[0]} is missing from {file.name}, where {INDEX} places it")
-        return files
-    if (folder / SINGLE).is_file():
-        return dict.fromkeys(_sizes(folder / SINGLE), folder / SINGLE)
-    others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx"))
-    if any(name.endswith(".gguf") for name in others):
-        raise LoadError(
-            f"{folder} carries {next(name for name in others if name.endswith('.gguf'))}; the native engine reads "
-            "safetensors only: use the safetensors checkpoint, or set engine: VLLM"
-        )
-    if others:
-        raise LoadError(
-            f"{folder} carries {others[0]} but no {SINGLE}; only safetensors are read, because pickle files "
-            "(.bin, .pt) can run code when opened: convert the checkpoint to safetensors"
-        )
-    raise LoadError(f"{folder} has no {SINGLE} and no {INDEX}")
-
-
-def _sizes(file: Path) -> dict[str, int]:
-    """Bytes of each tensor, from the file's header alone."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("its header is cut off")
-            header = json.loads(stream.read(length))
-        sizes = {name: info["data_offsets"] for name, info in header.items() if name != "__metadata__"}
-        if sizes and max(end for _, end in sizes.values()) + 8 + length > file.stat().st_size:
-            raise ValueError("it is shorter than its header says; is the download complete?")
-    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise LoadError(f"{file.name} is no readable safetensors file: {error}") from None
-    return {name: end - begin for name, (begin, end) in sizes.items()}

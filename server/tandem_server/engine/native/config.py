@@ -16,8 +16,6 @@ from tandem_server.engine.native.rope_config import LAYER_TYPES, RopeConfig, rea
 DECODERS = tuple(FAMILIES)
 ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel", "DistilBertModel")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-SCORES_AT_ONCE = 64
-"""Queries whose scores against all keys are held at once, where attention is not the library's (caps, sinks)."""
 _NULL_MEANS_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 

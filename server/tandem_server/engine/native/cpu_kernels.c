@@ -100,8 +100,8 @@ enum { NUMS, INT8, INT4 };
 
 typedef struct {
     const void *weight; /* panels of LANES outputs: [outputs / LANES][inputs / PAIR][LANES][PAIR]; INT4: a pair a byte */
-    const float *bias;  /* [outputs], or NULL */
-    const void *scales; /* INT8: float [outputs]; INT4: num [outputs / LANES][inputs / GROUP][scale, zero][LANES] */
+    const num *bias;    /* [outputs], or NULL */
+    const void *scales; /* INT8: num [outputs]; INT4: num [outputs / LANES][inputs / GROUP][scale, zero][LANES] */
     int64_t inputs, outputs, kind;
 } Matrix;
 
@@ -251,7 +251,7 @@ static void narrow(vec acc[ROWS][2], const Matrix *m, const int64_t panel[2], co
     if (m->kind == INT8)
         for (int r = 0; r < rows; r++)
             for (int side = 0; side < 2; side++)
-                acc[r][side] *= loadf((const float *)m->scales + panel[side] * LANES);
+                acc[r][side] *= load((const num *)m->scales + panel[side] * LANES);
 }
 #endif
 
@@ -269,8 +269,8 @@ static void panels(const Matrix *m, const num *x, int64_t rows, int64_t task, in
     int alone = second >= count; /* an odd last panel is computed twice, and kept once */
     if (alone) second = first;
     const num *a = (const num *)m->weight + first * size, *b = (const num *)m->weight + second * size;
-    vec bias_a = m->bias ? loadf(m->bias + first * LANES) : (vec){0};
-    vec bias_b = m->bias ? loadf(m->bias + second * LANES) : (vec){0};
+    vec bias_a = m->bias ? load(m->bias + first * LANES) : (vec){0};
+    vec bias_b = m->bias ? load(m->bias + second * LANES) : (vec){0};
     int64_t width = mode == GATED ? m->outputs / 2 : m->outputs;
     for (int64_t row = 0; row < rows; row += ROWS) {
         int n = rows - row < ROWS ? (int)(rows - row) : ROWS;

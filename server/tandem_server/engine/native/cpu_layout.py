@@ -6,6 +6,7 @@ here and are not clearly slower at the product itself, as they are where the CPU
 
 import torch
 
+from tandem_api.fit_weights import GROUP
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import why_not
@@ -13,7 +14,7 @@ from tandem_server.engine.native.cpu_linear import compiled_linear
 from tandem_server.engine.native.cpu_quantized import compiled_quantized
 from tandem_server.engine.native.dtype import time_largest_layer
 from tandem_server.engine.native.linear import make_linear
-from tandem_server.engine.native.quantized import GROUP, UNQUANTIZED, Layout, layout_for
+from tandem_server.engine.native.quantized import UNQUANTIZED, Layout, layout_for
 
 CLEARLY_SLOWER = 1.5
 """Ours are taken up to so many times torch's time: what they save elsewhere is worth it."""
@@ -31,8 +32,7 @@ def quantized_cpu_layout(
     if reason is None:
         try:
             compiled_linear(torch.bfloat16)
-            bits = 8 if quantization == "Int8" else 4 + 32 / GROUP
-            return Layout(compiled_quantized(quantization), bits), "steps by compiled kernels"
+            return Layout(compiled_quantized(quantization)), "steps by compiled kernels"
         except NotCompiled as error:
             reason = str(error)
     return layout_for(quantization, device, slots), f"steps by torch's operators: {reason}"

@@ -34,14 +34,17 @@ class CompiledLinear:
 
     kind = 0
     """Of the weights' numbers, as in `cpu_kernels.c`."""
+    multiple = LANES
+    """Outputs are filled up to it."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
         self._kernel = kernels(weight.dtype).tandem_linear
-        missing = -self.outputs % LANES
+        missing = -self.outputs % self.multiple
         self._panels, self._scales = self.pack(F.pad(weight, (0, 0, 0, missing)) if missing else weight)
-        self._bias = None if bias is None else F.pad(bias.float(), (0, missing)).contiguous()
-        self.bytes = sum(part.nbytes for part in (self._panels, self._scales, self._bias) if part is not None)
+        self._bias = None if bias is None else F.pad(bias, (0, missing)).contiguous()
+        self.bytes = weight.nbytes if self._scales is None else self._panels.nbytes + self._scales.nbytes
+        self.bytes += 0 if bias is None else bias.nbytes
         addresses = (None if part is None else part.data_ptr() for part in (self._panels, self._bias, self._scales))
         self.matrix = Matrix(*addresses, self.inputs, self.outputs + missing, self.kind)
         self._by_reference = ctypes.byref(self.matrix)
@@ -54,7 +57,7 @@ class CompiledLinear:
         return self._multiply(x, TO_NUMBERS, x.dtype, self.matrix.outputs)[:, : self.outputs]
 
     def onto(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if self.outputs % LANES:
+        if self.outputs % self.multiple:
             return residual + self(x)
         return self._multiply(x, ONTO_NUMBERS, x.dtype, self.outputs, residual.contiguous())
 

@@ -6,10 +6,10 @@ sums: of an output (Int8), or of a group of inputs (Int4), whose zero point goes
 
 import torch
 
+from tandem_api.fit_weights import GROUP, TILE
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear, in_panels
 from tandem_server.engine.native.quantized import (
-    GROUP,
     KERNEL_ERROR,
     dequantize_int4,
     dequantize_int8,
@@ -19,19 +19,19 @@ from tandem_server.engine.native.quantized import (
 
 
 class CompiledInt8(CompiledLinear):
-    """Panels int8, one float32 scale an output."""
+    """Panels int8, one bfloat16 scale an output."""
 
     kind = 1
 
     def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         numbers, scales = quantize_int8(weight)
-        return in_panels(numbers, 2), scales.float()
+        return in_panels(numbers, 2), scales
 
 
 class CompiledInt4(CompiledLinear):
     """Panels of two inputs a byte; `[outputs / LANES, inputs / GROUP, 2, LANES]` of scales and zero points."""
 
-    kind = 2
+    kind, multiple = 2, TILE
 
     def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         numbers, pairs = quantize_int4(weight)

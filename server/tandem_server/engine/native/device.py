@@ -5,17 +5,18 @@ First of all in a load, for models that make text and those that embed.
 
 import torch
 
+from tandem_api.fit import DEFAULT_SLOTS as DEFAULT_SLOTS
+from tandem_api.fit import GPU_FIXED
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.resources import cpu_threads, resident_bytes
 from tandem_server.engine.wire import RunnerSpec
 
-DEFAULT_SLOTS = 4
 ONE_THREAD_BELOW = 1 << 19
 """Elements of the largest layer matrix."""
 
 
 def open_device(spec: RunnerSpec, widest: int) -> torch.device:
-    """The device that the pod was told to use. Raises LoadError when it is not there.
+    """The device that the pod was told to use, its allocator bound to the runner's limit. Raises LoadError without it.
 
     `widest` is the number of elements of the model's largest layer matrix: for small ones a second CPU thread costs
     more in handing over than it saves, and where the CPUs are shared it stalls every operation.
@@ -25,7 +26,13 @@ def open_device(spec: RunnerSpec, widest: int) -> torch.device:
         return torch.device("cpu")
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-        return torch.device("cuda", 0)
+        device = torch.device("cuda", spec.device_index)
+        torch.cuda.set_device(device)
+        if spec.memory_limit is not None:
+            whole = torch.cuda.get_device_properties(device).total_memory
+            share = max(0.0, min(1.0, (spec.memory_limit - GPU_FIXED) / whole))
+            torch.cuda.set_per_process_memory_fraction(share, device)
+        return device
     except (RuntimeError, AssertionError) as error:
         raise LoadError(
             f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"

@@ -11,10 +11,10 @@ import torch
 
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.formats import format_of, stored_format
 from tandem_server.engine.native.linear import MakeLinear, make_linear
 
 NAMES = {"Float32": torch.float32, "BFloat16": torch.bfloat16, "Float16": torch.float16}
-FILE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8 = torch.float8_e4m3fn
 FP8_CAPABILITY = (8, 9)
 CLEARLY_FASTER = 0.9
@@ -32,23 +32,9 @@ def choose_dtype(
     quantization: str = "None",
 ) -> tuple[torch.dtype, str]:
     """The format, and why in half a sentence. `timer` (None: measure) gives seconds of a format's multiplications."""
-    if quantization != "None":
-        if asked not in ("Auto", "BFloat16"):
-            raise LoadError(
-                f"weights quantised to {quantization} are multiplied in BFloat16; set dtype to it or to Auto"
-            )
-        return torch.bfloat16, f"BFloat16 times weights quantised to {quantization}"
-    if asked != "Auto":
-        if asked not in NAMES:
-            raise LoadError(f"dtype {asked} is not known; Auto, {', '.join(NAMES)} are")
-        return NAMES[asked], f"{asked} as asked"
-    stored = stored_dtype(config)
-    if device.type != "cpu":
-        return stored, f"{_name(stored)} as the checkpoint has it"
-    if stored is torch.float32:
-        return stored, "Float32 as the checkpoint has it"
-    if stored is torch.float16:
-        return torch.float32, "Float32, which CPUs compute faster than the checkpoint's Float16"
+    name, reason = format_of(asked, stored_format(config.dtype), device.type != "cpu", quantization)
+    if name is not None:
+        return NAMES[name], reason
     timer = timer or (lambda dtype: time_largest_layer(config, slots, dtype))
     plain, half = timer(torch.float32), timer(torch.bfloat16)
     numbers = f"the largest layer takes {_us(plain)} in Float32, {_us(half)} in BFloat16"
@@ -93,11 +79,6 @@ def time_threads(
     return time_largest_layer(config, slots, dtype, make)
 
 
-def stored_dtype(config: DecoderConfig) -> torch.dtype:
-    """The format that the checkpoint says it is in."""
-    return FILE_NAMES.get(config.dtype.removeprefix("torch."), torch.float32)
-
-
 @torch.inference_mode()
 def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear) -> float:
     """Seconds of a multiplication by the widest layer matrix at 1 row, half of `slots` and all; the best of `TRIES`."""
@@ -118,7 +99,3 @@ def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype, ma
 
 def _us(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return next(name for name, value in NAMES.items() if value is dtype)

@@ -16,10 +16,18 @@ from tandem_server.engine.interface import Link, LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import ENCODERS, architecture_of, read_json, refuse_quantised
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device
-from tandem_server.engine.native.dtype import FILE_NAMES, NAMES
-from tandem_server.engine.native.pooling import SentenceHead, is_sentence_model, read_pooling
+from tandem_server.engine.native.dtype import NAMES
+from tandem_server.engine.native.footprints import encoder_footprint
+from tandem_server.engine.native.pooling import SentenceHead, read_pooling
 from tandem_server.engine.native.pretrained import from_folder
-from tandem_server.engine.native.resources import available_bytes, check_weights_fit, resident_bytes
+from tandem_server.engine.native.resources import (
+    available_bytes,
+    check_weights_fit,
+    resident_bytes,
+    taken_bytes,
+    wish_of,
+)
+from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, is_sentence_model
 from tandem_server.engine.wire import (
     Abort,
     Embed,
@@ -35,13 +43,6 @@ from tandem_server.engine.wire import (
 )
 
 log = logging.getLogger("tandem.runner")
-
-BATCH_TOKENS = 4096
-"""Padded tokens of one forward: bounds the memory that a request of many inputs takes."""
-POOLER = "pooler."
-"""Part of a checkpoint, or of the library's class, that pooled embeddings do not use."""
-TASK_HEADS = (POOLER, "lm_head.", "cls.", "classifier.", "qa_outputs.", "vocab_transform.", "vocab_projector.")
-"""Parts of a checkpoint that were trained for something else."""
 
 
 class EmbeddingEngine:
@@ -151,26 +152,27 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
         )
     device = open_device(spec, int(raw.get("hidden_size", 0)) * int(raw.get("intermediate_size", 0)))
     checkpoint = Checkpoint(folder, report)
-    stored = FILE_NAMES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
-    dtype = NAMES.get(spec.dtype, torch.float32 if device.type == "cpu" else stored)
-    check_weights_fit(checkpoint.total_bytes * dtype.itemsize // stored.itemsize, available_bytes(device))
+    footprint, wish = encoder_footprint(folder, raw, architecture, wish_of(spec), checkpoint.stored)
+    dtype, limit, context = NAMES[footprint.dtype], footprint.context_limit, wish.context or footprint.context_limit
+    largest = footprint.step(1, context)
+    needed = footprint.weights + max(footprint.loading, largest)
+    check_weights_fit(needed, available_bytes(device, spec.memory_limit), "the weights and the largest step need")
     report("reading weights", 0, checkpoint.total_bytes)
     model = _read_model(folder, dtype, checkpoint.names()).to(device).eval()
     model.config.use_cache = False
     head = SentenceHead(pooling, int(model.config.hidden_size), device)
     report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
-    limit = _positions(raw, architecture)
-    limit = min(limit, pooling.max_tokens or limit)
-    context = min(limit, spec.context or limit)
     parameters = [*model.parameters(), *head.tensors]
     weight_bytes = sum(p.nbytes for p in parameters)
+    on_cpu = device.type == "cpu"
+    overhead = max(0, resident_bytes() - weight_bytes) + largest if on_cpu else 0
     loaded = Loaded(
         task="Embed",
         architecture=architecture,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=weight_bytes,
         cache_bytes=0,
-        overhead_bytes=max(0, resident_bytes() - weight_bytes) if device.type == "cpu" else 0,
+        overhead_bytes=overhead,
         device=device_name(device),
         device_kind="GPU" if device.type == "cuda" else "CPU",
         dtype=str(dtype).removeprefix("torch."),
@@ -180,6 +182,7 @@ def load_encoder(spec: RunnerSpec, report: ProgressReporter) -> EmbeddingEngine:
         context_reason=_context_reason(spec, limit),
         embedding_size=head.size,
         engine_reason=f"native engine: {architecture} through the transformers library, {pooling.kind} pooling",
+        total_bytes=weight_bytes + overhead if on_cpu else taken_bytes(device) + largest,
     )
     engine = EmbeddingEngine(model, head, loaded, int(model.config.vocab_size))
     engine.embed([[0, 1]])
@@ -190,13 +193,6 @@ def _context_reason(spec: RunnerSpec, limit: int) -> str:
     if spec.context is not None and spec.context > limit:
         return f"{spec.context} tokens were asked for, the model was made for {limit}"
     return ""
-
-
-def _positions(raw: dict[str, Any], architecture: str) -> int:
-    """Longest input in tokens; the Roberta family's positions begin behind the padding index."""
-    positions = int(raw.get("max_position_embeddings", 512))
-    shifted = architecture.startswith(("Roberta", "XLMRoberta", "MPNet"))
-    return positions - (int(raw.get("pad_token_id", 1)) + 1 if shifted else 0)
 
 
 def _read_model(folder: Path, dtype: torch.dtype, names: set[str]) -> Any:

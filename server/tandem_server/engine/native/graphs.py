@@ -53,13 +53,3 @@ class NoGraphs:
 
     def record(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         return compute
-
-
-def batch_sizes(slots: int) -> tuple[int, ...]:
-    """Rows for which a graph is made, ascending and ending with `slots`.
-
-    A step computes the first size that holds its rows: less than half of it is in vain, from 32 rows up less than a
-    fifth.
-    """
-    sizes = [1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, slots, 64)]
-    return (*(size for size in sizes if size < slots), slots)

@@ -1,22 +1,15 @@
-"""How decode attention is cut into programs on a GPU, and the memory that its partial results take. Pure.
+"""How decode attention is cut into programs on a GPU. Pure.
 
-Used by `paged_attention.py`, which launches the programs, and by the memory arithmetic of a load.
+Used by `paged_attention.py`, which launches the programs; `tandem_api.fit_steps` counts what their results take.
 """
 
 from dataclasses import dataclass
 
-from tandem_server.engine.native.blocks import capacity_for
+from tandem_api.fit_steps import LEAST_SHARE, attention_shares, capacity_for, power_of_two
 from tandem_server.engine.native.config import DecoderConfig
 
-LEAST_SHARE = 128
-"""Keys of a share at least: below this, writing and joining partial results costs more than parallel reading gains."""
 LARGEST_TILE = 16 << 10
 """Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
-
-
-def power_of_two(least: int) -> int:
-    """The smallest that is not below `least`."""
-    return 1 << (least - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,6 @@ class KernelShape:
     def shares(self) -> int:
         """Programs that a sequence is cut into at most.
 
-        Two programs a processor for one sequence alone; it must not depend on the batch, or a row's bits would.
+        It must not depend on the batch, or a row's bits would.
         """
-        parallel = -(-2 * self.processors // self.kv_heads)
-        return max(1, min(power_of_two(parallel), -(-self.capacity // self.least_share)))
-
-    def workspace_bytes(self, rows: int) -> int:
-        """Memory of the partial results of `rows` sequences."""
-        return rows * self.kv_heads * self.group * self.shares * (self.size + 2) * 4
+        return attention_shares(self.kv_heads, self.processors, self.capacity, self.least_share)

@@ -3,13 +3,15 @@
 Called by the runner. What comes out is an engine that waits for requests.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+from tandem_api.fit import pool_blocks
+from tandem_api.fit_steps import CPU_BUDGET, CUDA_BUDGET, MOST_PROCESSORS, Steps, batch_sizes, cache_positions
+from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
@@ -22,34 +24,33 @@ from tandem_server.engine.native.dtype import (
     choose_cache_dtype,
     choose_dtype,
     choose_threads,
-    stored_dtype,
     time_largest_layer,
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
 from tandem_server.engine.native.gpu_step import GpuStep
-from tandem_server.engine.native.graphs import CudaGraphs, batch_sizes
+from tandem_server.engine.native.graphs import CudaGraphs
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.model import Model
-from tandem_server.engine.native.quantized import Layout, layout_for, weight_bytes
+from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
-    ContextWish,
     available_bytes,
     check_weights_fit,
-    fit_context,
-    fit_pool,
-    steps_bytes,
+    given_context,
+    taken_bytes,
+    usable_bytes,
+    wish_of,
 )
 from tandem_server.engine.native.scheduler import Limits
+from tandem_server.engine.native.shape import inventory_of, step_shape_of
 from tandem_server.engine.native.step import DeviceStep
 from tandem_server.engine.native.warmup import warm_up
 from tandem_server.engine.native.weights import DecoderWeights, load_decoder
 from tandem_server.engine.wire import Loaded, RunnerSpec
 
-CUDA_CHUNK, CUDA_BUDGET = 2048, 8192
 Weights = DecoderWeights | LibraryWeights
 
 
@@ -59,6 +60,7 @@ class Formats:
 
     dtype: torch.dtype
     layout: Layout
+    packing: Packing
     reason: str
 
 
@@ -72,8 +74,8 @@ class Room:
     cache_dtype: torch.dtype
     chunk: int
     budget: int
-    step_bytes: Callable[[int], int]
-    """Of the largest step, given a context."""
+    step_bytes: int
+    """Of the largest step."""
 
 
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
@@ -84,7 +86,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots, fused=why is None)
     before = used_bytes(device)
-    config, weights = _read_weights(folder, config, formats, device, report, fused=why is None)
+    config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
     room = _make_room(spec, config, formats, device, slots, fused=why is None)
     with_weights = used_bytes(device)
     decoder = _make_decoder(config, weights, slots, room)
@@ -95,7 +97,7 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     warm_up(step, limits, device)
     overhead = _overhead(device, before, with_weights, weights, decoder)
     # On a CPU a step gives back what it took; the largest one counts all the same.
-    overhead += room.step_bytes(room.context) if device.type == "cpu" else 0
+    overhead += room.step_bytes if device.type == "cpu" else 0
     reason = (
         f"native engine: {_way(config, decoder, why)}; {formats.reason}; steps of {', '.join(map(str, sizes))} rows, "
         f"{_attention_text(decoder)}{_pool_text(limits)}"
@@ -154,16 +156,26 @@ def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.devic
         threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
         torch.set_num_threads(threads)
         reason += f"; {threads_reason}" if threads_reason else ""
-    return Formats(dtype, layout, reason)
+    return Formats(dtype, layout, Packing(dtype.itemsize, spec.quantization, device.type == "cuda"), reason)
 
 
 def _read_weights(
-    folder: Path, config: DecoderConfig, formats: Formats, device: torch.device, report: ProgressReporter, fused: bool
+    spec: RunnerSpec,
+    config: DecoderConfig,
+    formats: Formats,
+    device: torch.device,
+    report: ProgressReporter,
+    fused: bool,
 ) -> tuple[DecoderConfig, Weights]:
     """The weights on the device, and the config with what they alone can tell. Raises LoadError."""
-    checkpoint, dtype = Checkpoint(folder, report), formats.dtype
-    elements = checkpoint.total_bytes // stored_dtype(config).itemsize
-    check_weights_fit(weight_bytes(elements, config, formats.layout, dtype.itemsize), available_bytes(device))
+    folder, dtype = Path(spec.path), formats.dtype
+    checkpoint = Checkpoint(folder, report)
+    if fused:
+        inventory = inventory_of(config)
+        needed = inventory.bytes(formats.packing) + inventory.loading(formats.packing)
+    else:
+        needed = sum(tensor.elements for tensor in checkpoint.stored.values()) * dtype.itemsize
+    check_weights_fit(needed, available_bytes(device, spec.memory_limit))
     weights: Weights
     if fused:
         weights = load_decoder(checkpoint, config, dtype, device, formats.layout)
@@ -173,6 +185,9 @@ def _read_weights(
         report("reading weights", checkpoint.total_bytes, checkpoint.total_bytes)
         config = shaped(config, weights)
     checkpoint.close()
+    if device.type == "cuda":
+        # What the load held for a while would stay with the allocator, in pieces that no context fits into.
+        torch.cuda.empty_cache()
     report("warming up", checkpoint.total_bytes, checkpoint.total_bytes)
     return config, weights
 
@@ -181,20 +196,19 @@ def _make_room(
     spec: RunnerSpec, config: DecoderConfig, formats: Formats, device: torch.device, slots: int, fused: bool
 ) -> Room:
     """How much context the memory that is left gives. Raises LoadError, DoesNotFit among them."""
-    cache_dtype = choose_cache_dtype(spec.cache_dtype, formats.dtype, device, fused)
-    chunk, budget = (CUDA_CHUNK, CUDA_BUDGET) if device.type == "cuda" else (Limits.chunk, Limits.budget)
-    largest = partial(steps_bytes, config, slots, chunk, formats.dtype.itemsize, cache_dtype.itemsize, device)
-    token_bytes, available = config.cache_bytes_per_token(cache_dtype.itemsize), available_bytes(device)
-    context, reason = fit_context(
-        ContextWish(spec.context, spec.min_context, spec.may_shrink),
-        config.context_limit,
-        1 if spec.shared_cache else slots,
-        token_bytes,
-        available,
-        largest,
-    )
-    pool = fit_pool(context, slots, token_bytes, available, largest(context)) if spec.shared_cache else None
-    return Room(context, reason, pool, cache_dtype, chunk, budget, largest)
+    cache_dtype, on_gpu = choose_cache_dtype(spec.cache_dtype, formats.dtype, device, fused), device.type == "cuda"
+    shape, unpacked = step_shape_of(config), inventory_of(config).unpacked(formats.packing) if fused else 0
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else MOST_PROCESSORS
+    steps = Steps(shape, formats.dtype.itemsize, on_gpu, unpacked, processors)
+    token, free = config.cache_bytes_per_token(cache_dtype.itemsize), usable_bytes(device, spec.memory_limit)
+
+    def needed(context: int) -> int:
+        return cache_positions(1 if spec.shared_cache else slots, context) * token + steps.bytes(slots, context)
+
+    context, reason = given_context(wish_of(spec), config.context_limit, slots, free, needed)
+    largest = steps.bytes(slots, context)
+    pool = pool_blocks(context, slots, token, free - largest) if spec.shared_cache else None
+    return Room(context, reason, pool, cache_dtype, steps.chunk, CUDA_BUDGET if on_gpu else CPU_BUDGET, largest)
 
 
 def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Room) -> Model:
@@ -226,7 +240,8 @@ def _loaded(
     spec: RunnerSpec, decoder: Model, weights: Weights, formats: Formats, room: Room, overhead: int, reason: str
 ) -> Loaded:
     """What the runner tells of its model; `reason` is how it is computed."""
-    config, slots = decoder.config, decoder.slots
+    config, slots, on_cpu = decoder.config, decoder.slots, decoder.device.type == "cpu"
+    counted = weights.bytes + decoder.cache_bytes + overhead
     return Loaded(
         task="Generate",
         architecture=config.architecture,
@@ -245,6 +260,7 @@ def _loaded(
         engine_reason=reason,
         pool_tokens=min(slots * room.context, decoder.cache.scratch),
         shifts=decoder.switch is None,
+        total_bytes=counted if on_cpu else taken_bytes(decoder.device),
     )
 
 

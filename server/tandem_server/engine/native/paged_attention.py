@@ -12,11 +12,12 @@ from typing import Self
 import torch
 import triton.language as tl  # type: ignore[import-untyped]
 
+from tandem_api.fit_steps import power_of_two
 from tandem_server.engine.native import paged_kernels as kernels
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig
-from tandem_server.engine.native.kernel_shape import KernelShape, power_of_two
+from tandem_server.engine.native.kernel_shape import KernelShape
 
 LOG2_E = math.log2(math.e)
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

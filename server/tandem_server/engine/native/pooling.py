@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import read_json
+from tandem_server.engine.native.sentence import most_tokens
 
 KINDS = {
     "mean": "mean",
@@ -60,16 +61,8 @@ class PoolingConfig:
     """What follows the pooling, in order."""
 
 
-def is_sentence_model(folder: Path) -> bool:
-    """Whether the folder says how its tokens' states become one vector."""
-    return (folder / "modules.json").is_file()
-
-
 def read_pooling(folder: Path) -> PoolingConfig:
     """What `folder` says of itself. Raises LoadError for a step that is not computed here."""
-    max_tokens = None
-    if (folder / "sentence_bert_config.json").is_file():
-        max_tokens = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     kind = "mean"
     steps: list[Dense | Normalize] = []
     for module in _modules(folder):
@@ -84,7 +77,7 @@ def read_pooling(folder: Path) -> PoolingConfig:
             raise LoadError(
                 f"modules.json names a {name} layer, which is not supported; Pooling, Dense and Normalize are"
             )
-    return PoolingConfig(kind, max_tokens if isinstance(max_tokens, int) and max_tokens > 0 else None, tuple(steps))
+    return PoolingConfig(kind, most_tokens(folder), tuple(steps))
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:

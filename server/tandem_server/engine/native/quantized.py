@@ -11,17 +11,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from tandem_api.fit_weights import GROUP, TILE
 from tandem_server.engine.interface import LoadError
-from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.linear import Linear, MakeLinear, make_linear
 
-GROUP = 32
-"""Inputs that share a scale in Int4."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 IN_CACHE = 1 << 16
 """Numbers that are quantised at once, so that their float32 copies stay near and small."""
-TILE = 64
-"""The 4-bit kernels want a multiple of so many outputs; rows of zeros fill up."""
 INNER_TILES = 8
 """Of the CUDA kernel's packing: it reads 16 x 8 inputs at once."""
 KERNEL_ERROR = 0.02
@@ -33,8 +29,6 @@ class Layout:
     """How the matrices of a decoder are held."""
 
     make: MakeLinear = make_linear
-    bits: float | None = None
-    """Of one weight, its share of the scales included; None: as the computation's dtype."""
 
 
 UNQUANTIZED = Layout()
@@ -89,9 +83,20 @@ class Int4Linear:
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers int8 `[outputs, inputs]` and bfloat16 scales `[outputs]`, so that `numbers * scale` is near `weight`."""
-    exact = weight.float()
-    scales = (exact.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
-    return (exact / scales.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), dtype=torch.bfloat16, device=weight.device)
+    at_once = _rows_at_once(weight)
+    for first in range(0, len(weight), at_once):
+        part = slice(first, first + at_once)
+        exact = weight[part].float()
+        largest = exact.abs().amax(1) / 127
+        scales[part] = largest.clamp_(min=torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+        numbers[part] = exact.div_(scales[part].float()[:, None]).round_().clamp_(-127, 127)
+    return numbers, scales
+
+
+def _rows_at_once(weight: torch.Tensor) -> int:
+    return max(1, IN_CACHE // weight.shape[1])
 
 
 def dequantize_int8(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -105,10 +110,15 @@ def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     A weight is near `(number - 8) * scale + zero` of its group. Of `SHRINKS` each group takes the one with the least
     squared error: a narrower range cuts off its ends and is finer within.
     """
-    at_once = max(1, IN_CACHE // weight.shape[1])
-    parts = [_quantize_rows(rows) for rows in torch.split(weight, at_once)]
-    numbers, pairs = (torch.cat(part) for part in zip(*parts, strict=True))
-    return numbers, pairs.transpose(0, 1).contiguous()
+    numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
+    shape = (weight.shape[1] // GROUP, len(weight), 2)
+    scales_and_zeros = torch.empty(shape, dtype=torch.bfloat16, device=weight.device)
+    at_once = _rows_at_once(weight)
+    for first in range(0, len(weight), at_once):
+        part = slice(first, first + at_once)
+        numbers[part], pairs = _quantize_rows(weight[part])
+        scales_and_zeros[:, part] = pairs.transpose(0, 1)
+    return numbers, scales_and_zeros
 
 
 def _quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,15 +152,6 @@ def dequantize_int4(numbers: torch.Tensor, scales_and_zeros: torch.Tensor) -> to
     return ((grouped - 8) * scales[..., None] + zeros[..., None]).view(outputs, inputs)
 
 
-def weight_bytes(elements: int, config: DecoderConfig, layout: Layout, itemsize: int) -> int:
-    """What a checkpoint of `elements` numbers takes once loaded; `itemsize` is the computation's bytes a number."""
-    if layout.bits is None:
-        return elements * itemsize
-    table = config.vocabulary * config.hidden
-    matrices = elements if config.tied else elements - table
-    return table * itemsize + int(matrices * layout.bits / 8)
-
-
 def layout_for(quantization: str, device: torch.device, slots: int) -> Layout:
     """How a decoder's matrices are held under `quantization`: None, Int8 or Int4.
 
@@ -175,7 +176,7 @@ def layout_for(quantization: str, device: torch.device, slots: int) -> Layout:
             )
         return Int4Linear(weight, bias)
 
-    return Layout(int8, 8) if quantization == "Int8" else Layout(int4, 4 + 32 / GROUP)
+    return Layout(int8 if quantization == "Int8" else int4)
 
 
 def _check_kernel(quantization: str, device: torch.device) -> None:

@@ -1,30 +1,21 @@
 """What the machine gives a runner: CPU threads and memory, as the container's limits have it, not as the host has.
 
-Read at load. The arithmetic (`fit_context`) is pure; the probes around it read `/proc`, `/sys/fs/cgroup` and CUDA.
+Read at load. The probes read `/proc`, `/sys/fs/cgroup` and CUDA; what fits is decided by `tandem_api.fit`.
 """
 
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tandem_api.fields import Device
+from tandem_api.fit import GPU_FIXED, Refusal, Wish, fit_context, mib, reserve_bytes
 from tandem_server.engine.interface import DoesNotFit, LoadError
-from tandem_server.engine.native.blocks import BLOCK, cache_positions, capacity_for
-from tandem_server.engine.native.config import SCORES_AT_ONCE, DecoderConfig
-from tandem_server.engine.native.graphs import batch_sizes
-from tandem_server.engine.native.kernel_shape import KernelShape
+from tandem_server.engine.wire import RunnerSpec
 
 CGROUP = Path("/sys/fs/cgroup")
-SAMPLER_BYTES_PER_LOGIT = 64
-"""Logits, their penalised and sorted copies with ids, shares, noise and its making, counts of tokens; measured."""
-BYTES_PER_GRAPH = 8 << 20
-"""The driver's own, beside torch's allocator: some 600 kernels; assumed, not measured."""
-RESERVE_SHARE = 0.05
-RESERVE_BYTES = 256 << 20
-"""Left free beside weights, contexts and what a step needs: the larger of the two."""
 
 
 def cpu_threads(asked: int | None, cgroup: Path = CGROUP) -> int:
@@ -46,11 +37,18 @@ def _cpu_quota(cgroup: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
-    """Memory that may still be taken on `device`."""
+def available_bytes(device: torch.device, limit: int | None = None, cgroup: Path = CGROUP) -> int:
+    """Memory that may still be taken on `device`: of `limit`, where there is one, what this process has not taken."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_machine_available(), _container_available(cgroup))
+        free = int(torch.cuda.mem_get_info(device)[0])
+    else:
+        free = min(_machine_available(), _container_available(cgroup))
+    return free if limit is None else max(0, min(free, limit - taken_bytes(device)))
+
+
+def taken_bytes(device: torch.device) -> int:
+    """Memory of `device` that this process holds; of a GPU's driver what is assumed."""
+    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device) + GPU_FIXED
 
 
 def _machine_available() -> int:
@@ -88,141 +86,44 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class ContextWish:
-    """What was asked of the context, in tokens a slot."""
-
-    asked: int | None
-    minimum: int
-    may_shrink: bool
+def usable_bytes(device: torch.device, limit: int | None, cgroup: Path = CGROUP) -> int:
+    """Memory that contexts and steps may be planned with: under a limit all that it leaves, else not the last of it."""
+    free = available_bytes(device, limit, cgroup)
+    return free - reserve_bytes(free) if limit is None else free
 
 
-def step_bytes(config: DecoderConfig, slots: int, chunk: int, element_bytes: int, context: int) -> int:
-    """Bound of what one step takes at its worst: a whole prompt chunk at the context's end, and all slots decoding.
-
-    Both are in one step, so both count, and so does a sampler that sorts the vocabulary for every slot.
-    """
-    # A row's input, its normed copy, residual and output; projections, turned and joined; gate, up and their product.
-    widths = 6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate
-    # A mask is made of bools and then of numbers; attention may want a copy of the latter. One for each window.
-    masks = len({layer.window for layer in config.layer_configs}) * context * (2 * element_bytes + 1)
-    # Scores in float32, with a sink, as shares, and as shares in the number format.
-    scores = 0 if config.plain_attention else 4 * 4 * config.heads * min(chunk, SCORES_AT_ONCE) * context
-    return (
-        scores
-        + (chunk + slots) * (widths * element_bytes + masks)
-        + slots * config.vocabulary * SAMPLER_BYTES_PER_LOGIT
-    )
+def check_weights_fit(needed: int, available: int, what: str = "the weights need") -> None:
+    """Raises DoesNotFit with both numbers when the weights alone are too large."""
+    if needed > available:
+        raise DoesNotFit(
+            f"{what} {mib(needed)}, {mib(available)} is free; give the pod more memory or use a smaller model"
+        )
 
 
-def graph_bytes(config: DecoderConfig, slots: int, element_bytes: int, workspace: int, graphs: int) -> int:
-    """What CUDA graphs of the decode step hold for good: their results, what lies in between, and themselves.
-
-    Args:
-        config: of the decoder.
-        slots: rows of the largest graph; smaller ones use its memory.
-        element_bytes: of a number of the computation.
-        workspace: of attention's partial results.
-        graphs: how many are recorded at load.
-    """
-    widths = 6 * config.hidden + 5 * config.qkv_width + 5 * config.intermediate
-    logits = config.vocabulary * (element_bytes + 4 + SAMPLER_BYTES_PER_LOGIT)
-    return slots * (widths * element_bytes + logits) + workspace + graphs * BYTES_PER_GRAPH
-
-
-def steps_bytes(
-    config: DecoderConfig,
-    slots: int,
-    chunk: int,
-    element_bytes: int,
-    cache_bytes: int,
-    device: torch.device,
-    context: int,
-) -> int:
-    """What all steps take beside weights and contexts; see `step_bytes` and, on a GPU, `graph_bytes`."""
-    largest = step_bytes(config, slots, chunk, element_bytes, context)
-    if device.type == "cpu":
-        return largest
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    workspace = KernelShape.of(config, context, cache_bytes, processors).workspace_bytes(slots)
-    return largest + graph_bytes(config, slots, element_bytes, workspace, len(batch_sizes(slots)))
-
-
-def fit_context(
-    wish: ContextWish,
-    limit: int,
-    slots: int,
-    bytes_per_token: int,
-    available: int,
-    step: Callable[[int], int] = lambda context: 0,
-) -> tuple[int, str]:
-    """The context that each slot gets, and why it is smaller than asked (or "").
-
-    Args:
-        wish: asked, minimum, and whether less than asked will do.
-        limit: what the model was made for.
-        slots: sequences that run at once, each with its whole context.
-        bytes_per_token: keys and values of one token.
-        available: memory left once the weights are loaded.
-        step: what a step needs when the slots have so long a context.
+def given_context(wish: Wish, limit: int, slots: int, free: int, needed: Callable[[int], int]) -> tuple[int, str]:
+    """As `tandem_api.fit.fit_context`, with the weights loaded.
 
     Raises:
         LoadError: more was asked for than the model was made for, and less will not do.
         DoesNotFit: not even the least context that will do fits; the text has the numbers.
     """
-    reason = ""
-    context = wish.asked or limit
-    if context > limit:
-        reason = f"{context} tokens were asked for, the model was made for {limit}"
-        if not wish.may_shrink:
-            raise LoadError(f"{reason}; lower context.length, or allow it to shrink (whenShort: Shrink)")
-        context = limit
-    budget = _budget(available)
+    given = fit_context(wish, limit, slots, free, needed, " beside the weights")
+    if isinstance(given, Refusal):
+        raise (LoadError if given.too_long else DoesNotFit)(given.reason)
+    return given
 
-    def needed(tokens: int) -> int:
-        return cache_positions(slots, tokens) * bytes_per_token + step(tokens)
 
-    if needed(context) <= budget:
-        return context, reason
-    fitting = min(context, max(0, budget) // (slots * bytes_per_token)) // 64 * 64
-    while fitting > 0 and needed(fitting) > budget:
-        fitting -= 64
-    numbers = (
-        f"{slots} slot{'s' if slots > 1 else ''} of {context} tokens need{'' if slots > 1 else 's'} "
-        f"{_mib(needed(context))} "
-        f"and {_mib(max(0, budget))} is free beside the weights"
+def wish_of(spec: RunnerSpec) -> Wish:
+    """What the runner was asked for, in the words of the arithmetic."""
+    return Wish(
+        Device(spec.device),
+        spec.dtype,
+        spec.quantization,
+        spec.slots,
+        spec.context,
+        spec.min_context,
+        spec.may_shrink,
+        spec.cache_dtype,
+        spec.shared_cache,
+        spec.task,
     )
-    least = min(wish.minimum, context)
-    if not wish.may_shrink or fitting < least:
-        least_text = f"; at least {least} tokens are asked for" if wish.may_shrink else ""
-        raise DoesNotFit(
-            f"the context does not fit: {numbers}{least_text}; give it more memory, fewer slots or less context"
-        )
-    return fitting, numbers
-
-
-def fit_pool(context: int, slots: int, bytes_per_token: int, available: int, step_bytes: int) -> int:
-    """Blocks of a pool for slots that share it: as many as there is memory for, at most what all contexts need.
-
-    A whole context fits: `fit_context` has made sure of it for one slot.
-    """
-    fitting = (_budget(available) - step_bytes) // (bytes_per_token * BLOCK) - 1
-    whole = capacity_for(context) // BLOCK
-    return max(whole, min(fitting, slots * whole))
-
-
-def _budget(available: int) -> int:
-    return available - max(RESERVE_BYTES, int(available * RESERVE_SHARE))
-
-
-def check_weights_fit(needed: int, available: int) -> None:
-    """Raises DoesNotFit with both numbers when the weights alone are too large."""
-    if needed > available:
-        raise DoesNotFit(
-            f"the weights need {_mib(needed)}, {_mib(available)} is free; give the pod more memory or use a smaller "
-            "model"
-        )
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
