@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.affinity import own_cpus
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.formats import format_of, stored_format
 from tandem_server.engine.native.linear import MakeLinear, make_linear
@@ -74,9 +75,10 @@ def choose_threads(available: int, timer: Callable[[int], float]) -> tuple[int, 
 def time_threads(
     threads: int, config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear
 ) -> float:
-    """Seconds as `time_largest_layer` has them; leaves torch with so many threads."""
+    """Seconds as `time_largest_layer` has them, threads placed as they will be; leaves torch with so many threads."""
     torch.set_num_threads(threads)
-    return time_largest_layer(config, slots, dtype, make)
+    with own_cpus(threads, caller=True):
+        return time_largest_layer(config, slots, dtype, make)
 
 
 @torch.inference_mode()
