@@ -10,6 +10,7 @@ import ctypes
 
 import torch
 
+from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import kernels
 from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear, Matrix
@@ -104,6 +105,11 @@ class CpuDecoder(Decoder):
         self._scores = torch.empty(threads, config.heads * (CHUNK + config.head_size + 2))
         self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
         self._scratch = self._scratch_of(slots)
+
+    @property
+    def span(self) -> int:
+        """See `Decoder.span`: nothing is read beyond the block of a sequence's last token."""
+        return BLOCK
 
     def prove_span(self) -> None:
         """Nothing is to be found out: attention reads what a row has and no more."""

@@ -230,7 +230,7 @@ def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
         slot_blocks=decoder.cache.slot_blocks,
         span=decoder.span,
         pool_blocks=room.pool,
-        reads_own=isinstance(decoder, GpuDecoder),
+        reads_own=isinstance(decoder, GpuDecoder | CpuDecoder),
         # What is kept of a sequence that may have to be read again does not hold for another.
         reuse=spec.prefix_cache and decoder.switch is None,
     )
