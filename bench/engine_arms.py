@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
@@ -67,7 +67,7 @@ class Arm(Protocol):
         """Ends the process and all that it started."""
 
 
-class _Process:
+class Process:
     """A child in a session of its own, its output in a file."""
 
     def __init__(self, command: Sequence[str], log: Path, **options: Any) -> None:
@@ -90,6 +90,12 @@ class _Process:
             except subprocess.TimeoutExpired:
                 continue
         self.child.wait()
+
+
+def peer_environment(threads: int, more: Mapping[str, str]) -> dict[str, str]:
+    """As our runner does: threads that spin for long while they wait would slow a peer down on a busy machine."""
+    shared = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "5000", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **shared, **more}
 
 
 class Native:
@@ -117,7 +123,7 @@ class Native:
         code += "runner.main(msgspec.json.decode(sys.argv[1], type=wire.RunnerSpec))"
         # The runner ends by itself when the other end of this pipe closes, however this process ends.
         reader, self._lifeline = os.pipe()
-        self._process = _Process(
+        self._process = Process(
             [sys.executable, "-c", code, msgspec.json.encode(spec).decode()],
             scratch / f"native-{quantization}.log",
             pass_fds=[reader],
@@ -224,15 +230,12 @@ class Peer:
         self.name = name
         reader, writer = os.pipe()
         given = {"model": str(folder), "dtype": dtype, "slots": SLOTS, "context": CONTEXT, "answers": writer}
-        # As our runner does: threads that spin for long while they wait would slow a peer down on a busy machine.
-        shared = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "5000", "HF_HUB_OFFLINE": "1"}
-        environment = {**os.environ, **shared, **more}
-        self._process = _Process(
+        self._process = Process(
             [python, str(HERE / script), json.dumps(given)],
             scratch / f"{script}.log",
             stdin=subprocess.PIPE,
             pass_fds=[writer],
-            env=environment,
+            env=peer_environment(threads, more),
         )
         os.close(writer)
         self._answers: IO[bytes] = os.fdopen(reader, "rb", buffering=0)

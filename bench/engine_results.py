@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,29 +59,6 @@ class Measured:
         return self.case.batch * self.case.new / self.seconds
 
 
-def rows(measured: list[Measured]) -> list[dict[str, Any]]:
-    """One row for each case and peer: our figure over the peer's, taken round by round, and both figures' medians.
-
-    A ratio over 1 means that we are faster, for rates and for times; our quantised weights are compared with our own
-    unquantised ones, and stand first. Cases in which we or a peer failed are left out.
-    """
-    found: dict[Case, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for each in measured:
-        found[each.case][each.arm][each.round] = each.seconds
-    made = []
-    for case, arms in found.items():
-        for peer in sorted(name for name in arms if name != OURS):
-            shared = sorted(arms[OURS].keys() & arms[peer].keys())
-            if shared:
-                made.append(_row(case, peer, [arms[OURS][n] for n in shared], [arms[peer][n] for n in shared]))
-    return made
-
-
-def name_of(quantization: str) -> str:
-    """The name of our engine with quantised weights."""
-    return OURS if quantization == "None" else f"{OURS} {quantization}"
-
-
 def least(case: Case, peer: str) -> float | None:
     """The ratio to reach against a peer; None: it is only reported."""
     if not case.aimed:
@@ -94,7 +72,31 @@ def least(case: Case, peer: str) -> float | None:
     return {MEMORY: 0.8, **{name_of(kind): ratio for kind, ratio in QUANTIZED.items()}}.get(peer)
 
 
-def _row(case: Case, peer: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+def rows(measured: list[Measured], aim: Callable[[Case, str], float | None] = least) -> list[dict[str, Any]]:
+    """One row for each case and peer: our figure over the peer's, taken round by round, and both figures' medians.
+
+    A ratio over 1 means that we are faster, for rates and for times; our quantised weights are compared with our own
+    unquantised ones, and stand first. Cases in which we or a peer failed are left out. `aim` gives the ratio to reach.
+    """
+    found: dict[Case, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for each in measured:
+        found[each.case][each.arm][each.round] = each.seconds
+    made = []
+    for case, arms in found.items():
+        for peer in sorted(name for name in arms if name != OURS):
+            shared = sorted(arms[OURS].keys() & arms[peer].keys())
+            if shared:
+                ours, theirs = ([arms[name][n] for n in shared] for name in (OURS, peer))
+                made.append(_row(case, peer, ours, theirs, aim(case, peer)))
+    return made
+
+
+def name_of(quantization: str) -> str:
+    """The name of our engine with quantised weights."""
+    return OURS if quantization == "None" else f"{OURS} {quantization}"
+
+
+def _row(case: Case, peer: str, ours: list[float], theirs: list[float], target: float | None) -> dict[str, Any]:
     aim = f"{case.title()}, times faster than {peer}"
     if peer == MEMORY:
         aim = f"{case.title()}, share of what the memory's bandwidth allows"
@@ -108,7 +110,7 @@ def _row(case: Case, peer: str, ours: list[float], theirs: list[float]) -> dict[
     else:
         tokens = case.batch * case.new
         figures = f"{tokens / our:.0f} tok/s against {tokens / their:.0f}"
-    ratio, target = statistics.median(ratios), least(case, peer)
+    ratio = statistics.median(ratios)
     return {
         "aim": aim,
         "value": round(ratio, 2),

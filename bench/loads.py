@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from random_tokenizer import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW_SECONDS = 10.0
@@ -60,7 +60,6 @@ def _waiting(report: Callable[[str, int, int], None]) -> Callable[[str, int, int
 def write_cold(folder: Path) -> None:
     """A Llama of random weights with a tokenizer as large as today's models have."""
     import torch
-    from tokenizers import Tokenizer, decoders, models
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -69,19 +68,7 @@ def write_cold(folder: Path) -> None:
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    chance = random.Random(0)
-    vocabulary = {chr(ord("a") + number): number for number in range(26)}
-    pieces, merges = list(vocabulary), []
-    while len(vocabulary) < VOCABULARY:
-        left, right = chance.choice(pieces), chance.choice(pieces)
-        if len(left + right) < 14 and left + right not in vocabulary:
-            vocabulary[left + right] = len(vocabulary)
-            merges.append((left, right))
-            pieces.append(left + right)
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.decoder = decoders.BPEDecoder()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    write_tokenizer(folder, VOCABULARY)
 
 
 def serve(folder: Path, rounds: int) -> None:

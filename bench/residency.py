@@ -17,13 +17,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
-from engine import write_shape
+from engine import random_model
 from http_servers import tandem
+from random_tokenizer import write_tokenizer
 from residency_trace import keep_alives, ollama, ours, trace
 
 from tandem_server.devices import cpu_report
@@ -71,7 +73,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 def swaps(folder: Path, scratch: Path, rounds: int) -> list[dict[str, float]]:
     """Of each round: a swap's seconds, those of the same request when its model is loaded, and of the bare reading."""
     found = []
-    with tandem(entries(folder), os.cpu_count() or 1, scratch, {"MAX_LOADED": 1}, preload=["a"]) as pod:
+    with closing(tandem(entries(folder), os.cpu_count() or 1, scratch, {"MAX_LOADED": 1}, preload=["a"])) as pod:
         asker = Asker(pod.url)
         asker.seconds("b"), asker.seconds("a")
         for number in range(rounds):
@@ -88,7 +90,8 @@ def swaps(folder: Path, scratch: Path, rounds: int) -> list[dict[str, float]]:
 def switches(folder: Path, scratch: Path, rounds: int) -> list[float]:
     """Milliseconds that a request takes longer when the one before went to the other model; medians, one a round."""
     found = []
-    with tandem(entries(folder), 1, scratch, {}, preload=["a", "b"]) as pod:
+    pod = tandem(entries(folder), 1, scratch)
+    try:
         asker = Asker(pod.url)
         for _ in range(5):
             asker.seconds("a"), asker.seconds("b")
@@ -103,6 +106,8 @@ def switches(folder: Path, scratch: Path, rounds: int) -> list[float]:
             found.append(other - same)
             print(f"after the other model {other:.2f} ms, after the same {same:.2f} ms", flush=True)
         asker.close()
+    finally:
+        pod.close()
     return found
 
 
@@ -133,8 +138,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        scratch, folder = Path(name), Path(name) / "model"
-        write_shape(folder)
+        scratch = Path(name)
+        folder = random_model(scratch / "model")
+        write_tokenizer(folder, json.loads((folder / "config.json").read_text())["vocab_size"])
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         found = swaps(folder, scratch, options.rounds)
         rows.append(aim(f"seconds of a swap (unload one, load {size / 1e6:.0f} MB)", [one["swap"] for one in found]))

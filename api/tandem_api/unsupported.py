@@ -35,11 +35,6 @@ _MODEL: tuple[Entry[ModelSpec], ...] = (
     ),
     ("adapters", lambda spec: bool(spec.adapters), "adapters are not loaded. Leave them out"),
     ("engineArgs", lambda spec: bool(spec.engine_args), "they are for the vLLM engine only. Leave them out"),
-    (
-        "copies.max",
-        lambda spec: spec.copies is not None and spec.copies.max is not None,
-        "every pod of a pool may load each of its models. Leave it out",
-    ),
     ("scaling.mode", lambda spec: spec.scaling is not None and spec.scaling.mode == ScalingMode.AUTO, _REPLICAS),
     (
         "topology.nodes",

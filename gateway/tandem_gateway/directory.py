@@ -8,9 +8,10 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tandem_gateway import routing
+from tandem_gateway import placing, routing
 from tandem_gateway.loads import Loads
 from tandem_gateway.objects import DEFAULT_SLOTS, ModelView, PodView
+from tandem_gateway.placing import Choice, PodLoad, Want, Warmth
 from tandem_gateway.routing import Table
 
 
@@ -67,23 +68,27 @@ class Directory:
         """What requests call the Model."""
         return routing.public_name(model, self.default_namespace)
 
-    def candidates(self, model: ModelView) -> list[PodView]:
-        """The pods that may serve a request for the model, best first; equals in random order."""
+    def choose(self, model: ModelView, *, computing: bool = True) -> Choice:
+        """The pods that may serve a request for the model, best first; equals in random order.
 
-        def load_of(pod: PodView) -> routing.PodLoad:
+        `computing`: the request makes a pod load the model.
+        """
+        pods = self.table.pods_of(model)
+
+        def load_of(pod: PodView) -> PodLoad:
             load = self.loads.of(pod, model.name)
             return load if load.slots else replace(load, slots=model.slots or DEFAULT_SLOTS)
 
-        found = routing.candidates(
-            self.table.pods_of(model),
+        found = placing.choose(
+            pods,
             load_of,
             lambda _: random.random(),  # noqa: S311
-            model.uid,
+            Want(model.uid, self.loads.size(pods, model.name), model.copies_max, computing),
         )
         if not model.shared_pool or model.ready is None or model.ready.status == "True":
             return found
         # The pool's pods serve others; of a Model that is not ready they would say that there is no such model.
-        return [pod for pod in found if load_of(pod).warmth < routing.Warmth.ABSENT]
+        return replace(found, pods=[pod for pod in found.pods if load_of(pod).warmth < Warmth.ABSENT])
 
     def _remembered(self, pods: Iterable[PodView]) -> Iterable[PodView]:
         for pod in pods:

@@ -3,7 +3,7 @@
 Read by the health endpoints and by every request; written by `serve` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ class Lifecycle:
     Attributes:
         informers: must all have listed once before the gateway is ready.
         max_requests: taken at once.
+        pods_to_ask: how many pods have yet to be asked what they hold before the gateway is ready.
         draining: SIGTERM came; requests are still taken for a moment, connections are not kept.
         requests: in progress now.
     """
 
     informers: Sequence[Informer[Any]]
     max_requests: int
+    pods_to_ask: Callable[[], int]
     draining: bool = False
     requests: int = 0
 
@@ -47,6 +49,8 @@ class Lifecycle:
                 f"{informer.kind} have not been listed yet ({informer.last_error or 'the first list is on its way'})."
                 for informer in waiting
             )
+        if left := self.pods_to_ask():
+            return f"Which models {left} pods hold has not been asked yet."
         return None
 
     def unhealthy(self) -> str | None:

@@ -31,8 +31,12 @@ def openai_model(directory: Directory, model: ModelView) -> dict[str, Any]:
         "created": _unix(model.created),
         "owned_by": model.namespace,
     }
-    if context := _context(directory, model):
-        entry["context_length"] = context
+    loaded = _loaded(directory, model)
+    if context := _context(loaded) or model.context:
+        # The second is vLLM's word, which clients know.
+        entry["context_length"] = entry["max_model_len"] = context
+    if reason := _context_reason(loaded):
+        entry["tandem"] = {"context_reason": reason}
     return entry
 
 
@@ -49,16 +53,23 @@ def ollama_ps(directory: Directory) -> dict[str, Any]:
         if not loaded:
             continue
         first = max(loaded, key=lambda report: report.size_bytes)
-        expiries = [report.expires_at or NEVER for report in loaded]
         running.append(
             {
                 **_named(directory, model),
                 "size": first.size_bytes,
                 "digest": _digest(model, first.artifact),
                 "details": _details(first.artifact or model.artifact),
-                "expires_at": max(expiries),
+                # In UTC and to the second, so that texts are in the order of the times that they tell.
+                "expires_at": max(report.expires_at or NEVER for report in loaded),
                 "size_vram": first.size_bytes if "GPU" in first.processor else 0,
-                "context_length": min(report.context_given for report in loaded),
+                "context_length": _context(loaded) or 0,
+                "tandem": {
+                    "copies": len(loaded),
+                    "slots": sum(report.slots for report in loaded),
+                    "busy": sum(report.busy for report in loaded),
+                    "queued": sum(report.queued for report in loaded),
+                    "context_reason": _context_reason(loaded),
+                },
             }
         )
     return {"models": sorted(running, key=lambda entry: str(entry["expires_at"]), reverse=True)}
@@ -84,15 +95,21 @@ def _loaded(directory: Directory, model: ModelView) -> list[ModelReport]:
     reports = []
     for pod in directory.table.pods_of(model):
         held = directory.loads.reports.get(pod.uid)
-        entry = held.report.model(model.name) if held and not held.stale else None
+        entry = held.models.get(model.name) if held and not held.stale else None
         if entry and entry.state is ModelState.LOADED:
             reports.append(entry)
     return reports
 
 
-def _context(directory: Directory, model: ModelView) -> int | None:
-    given = [report.context_given for report in _loaded(directory, model) if report.context_given]
-    return min(given) if given else model.context
+def _context(loaded: list[ModelReport]) -> int | None:
+    """The least that a copy gives: which copy answers is not the client's choice."""
+    return min((report.context_given for report in loaded if report.context_given), default=None)
+
+
+def _context_reason(loaded: list[ModelReport]) -> str:
+    """Why there is less context than was asked for, by the copy with the least; empty where all have what was asked."""
+    short = [report for report in loaded if report.context_reason]
+    return min(short, key=lambda report: report.context_given).context_reason if short else ""
 
 
 def _digest(model: ModelView, artifact: Artifact | None) -> str:

@@ -1,17 +1,18 @@
 """What this gateway knows of every pod's load: its own requests, and the freshest word of the pod itself.
 
 Beside the path of a request: the proxy counts here what it sends, answers' headers and polled reports correct it,
-and routing reads it. Nothing is shared between gateways; the pods' own words bring in what others send.
+and placing reads it. Nothing is shared between gateways; the pods' own words bring in what others send.
 """
 
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 from tandem_api.load import Load
-from tandem_api.report import ModelState, Report
+from tandem_api.report import ModelReport, ModelState, Report
 from tandem_gateway.objects import PodView
-from tandem_gateway.routing import PodLoad, Warmth
+from tandem_gateway.placing import PodLoad, Warmth
+from tandem_gateway.queues import Key, LongQueues
 
 OBSERVATION_SECONDS = 60.0
 """An older word of a pod counts no more."""
@@ -25,6 +26,8 @@ class _Observation:
     own: int
     """This gateway's requests there at that time: they are contained in `load`."""
     at: float
+    slots: int
+    """What the pod last said of its slots when it could run the model: `load` says 0 while it cannot."""
 
 
 @dataclass(slots=True)
@@ -34,6 +37,11 @@ class PodReport:
     report: Report
     at: float
     stale: bool = False
+    models: dict[str, ModelReport] = field(init=False)
+    """The report's entries by name."""
+
+    def __post_init__(self) -> None:
+        self.models = {entry.name: entry for entry in self.report.models}
 
 
 class Loads:
@@ -45,8 +53,9 @@ class Loads:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._own: dict[tuple[str, str], int] = {}
-        self._observed: dict[tuple[str, str], _Observation] = {}
+        self._own: dict[Key, int] = {}
+        self._observed: dict[Key, _Observation] = {}
+        self._long = LongQueues(clock)
         self._suspect_until: dict[str, float] = {}
         self._draining_until: dict[str, float] = {}
         self.reports: dict[str, PodReport] = {}
@@ -55,6 +64,7 @@ class Loads:
         """One more request of this gateway is on its way to the pod."""
         key = (pod_uid, model)
         self._own[key] = self._own.get(key, 0) + 1
+        self._note(key)
 
     def end(self, pod_uid: str, model: str) -> None:
         """A request that `begin` counted is over, however it ended."""
@@ -64,6 +74,7 @@ class Loads:
             self._own[key] = left
         else:
             del self._own[key]
+        self._note(key)
 
     def in_flight(self, pod_uid: str) -> int:
         """This gateway's requests at the pod, over all models."""
@@ -77,14 +88,21 @@ class Loads:
 
     def observe(self, pod_uid: str, model: str, load: Load) -> None:
         """What the pod itself says now of the model's load."""
-        self._observed[pod_uid, model] = _Observation(load, self._own.get((pod_uid, model), 0), self._clock())
+        key = (pod_uid, model)
+        before = self._observed.get(key)
+        slots = load.slots or (before.slots if before is not None else 0)
+        self._observed[key] = _Observation(load, self._own.get(key, 0), self._clock(), slots)
+        self._note(key, heard=True)
 
     def observe_report(self, pod_uid: str, report: Report) -> None:
         """Takes in a polled report."""
         self.reports[pod_uid] = PodReport(report, self._clock())
         for entry in report.models:
-            if entry.state is ModelState.LOADED:
-                self.observe(pod_uid, entry.name, Load(entry.busy, entry.queued, entry.slots))
+            loaded = entry.state is ModelState.LOADED
+            if loaded or entry.busy or entry.queued:
+                self.observe(pod_uid, entry.name, Load(entry.busy, entry.queued, entry.slots if loaded else 0))
+            elif self._observed.pop((pod_uid, entry.name), None) is not None:
+                self._note((pod_uid, entry.name))
         if report.draining:
             self.draining(pod_uid)
 
@@ -107,39 +125,67 @@ class Loads:
         self._draining_until.pop(pod_uid, None)
 
     def of(self, pod: PodView, model: str) -> PodLoad:
-        """What is known now of the model's load in the pod."""
-        now, own = self._clock(), self._own.get((pod.uid, model), 0)
-        pending, slots = float(own), None
-        observation = self._observed.get((pod.uid, model))
-        if observation is not None:
-            slots = observation.load.slots or None
-            if now - observation.at <= OBSERVATION_SECONDS:
-                # The pod's word, corrected by what this gateway has begun and ended since.
-                said = observation.load.busy + observation.load.queued
-                pending = float(max(own, said + own - observation.own))
+        """What is known now of the model in the pod."""
+        now, key = self._clock(), (pod.uid, model)
+        # An old word may have lost its weight since the last change.
+        self._note(key)
+        observation, held = self._observed.get(key), self.reports.get(pod.uid)
         return PodLoad(
-            warmth=self._warmth(pod.uid, model, observation),
-            pending=pending,
-            slots=slots,
+            pending=self._pending(key),
+            slots=(observation.slots or None) if observation is not None else None,
             suspect=self._suspect_until.get(pod.uid, 0.0) > now,
             draining=self._draining_until.get(pod.uid, 0.0) > now,
+            warmth=self._warmth(pod, model),
+            own=self._own.get(key, 0),
+            crowded_seconds=self._long.seconds(key),
+            room=held.report.room if held is not None and not held.stale else None,
         )
 
-    def _warmth(self, pod_uid: str, model: str, observation: _Observation | None) -> Warmth:
-        report = self.reports.get(pod_uid)
-        # Only a pod that holds a model tells its load.
-        if report is None or (observation is not None and observation.at >= report.at):
+    def size(self, pods: Iterable[PodView], model: str) -> int:
+        """Bytes that a copy of the model takes, by the pod that says the most; 0: none knows."""
+        held = [self.reports[pod.uid].models.get(model) for pod in pods if pod.uid in self.reports]
+        return max((max(entry.need_bytes, entry.size_bytes) for entry in held if entry is not None), default=0)
+
+    def _pending(self, key: Key) -> float:
+        own, observation = self._own.get(key, 0), self._observed.get(key)
+        if observation is None or self._clock() - observation.at > OBSERVATION_SECONDS:
+            return float(own)
+        # The pod's word, corrected by what this gateway has begun and ended since.
+        said = observation.load.busy + observation.load.queued
+        return float(max(own, said + own - observation.own))
+
+    def _note(self, key: Key, *, heard: bool = False) -> None:
+        """Tells whether more requests wait than there are slots; of a pod that told no slots that is not known."""
+        observation = self._observed.get(key)
+        slots = observation.slots if observation is not None else 0
+        self._long.note(key, slots > 0 and self._pending(key) > 2 * slots, heard=heard)
+
+    def _warmth(self, pod: PodView, model: str) -> Warmth:
+        observation, held = self._observed.get((pod.uid, model)), self.reports.get(pod.uid)
+        newer = observation is not None and (held is None or observation.at >= held.at)
+        # Only a pod that holds a model tells slots of it with its answers.
+        if newer and observation is not None and observation.load.slots:
             return Warmth.LOADED
-        entry = report.report.model(model)
-        if entry is None or entry.state is ModelState.FAILED:
-            return Warmth.ABSENT
-        return Warmth.LOADED if entry.state is ModelState.LOADED else Warmth.COLD
+        assumed = Warmth.COLD if pod.shared_pool else Warmth.LOADED
+        found = assumed if held is None else _told(held.models.get(model))
+        # Whoever asked a pod that does not hold it waits there for its load, before any report tells.
+        return Warmth.LOADING if found is Warmth.COLD and self._own.get((pod.uid, model)) else found
 
     def forget_all_but(self, pod_uids: Collection[str]) -> None:
         """Drops what was observed of pods that are gone; counts of requests that still run stay until they end."""
         for uid in {uid for uid, _ in self._observed} - set(pod_uids):
             for key in [key for key in self._observed if key[0] == uid]:
                 del self._observed[key]
+        self._long.forget_all_but(pod_uids)
         for store in (self._suspect_until, self._draining_until, self.reports):
             for uid in set(store) - set(pod_uids):
                 del store[uid]
+
+
+def _told(entry: ModelReport | None) -> Warmth:
+    """By a report alone."""
+    if entry is None or entry.state is ModelState.FAILED:
+        return Warmth.ABSENT
+    if entry.state is ModelState.LOADED:
+        return Warmth.LOADED
+    return Warmth.LOADING if entry.state is ModelState.LOADING or entry.busy or entry.queued else Warmth.COLD

@@ -37,6 +37,12 @@ class Metrics:
             ("fault",),
             registry=registry,
         )
+        self.further_copies = Counter(
+            "tandem_gateway_further_copies",
+            "Requests with which a further copy of a model was opened in another pod of its pool.",
+            model,
+            registry=registry,
+        )
         self.in_progress = Gauge("tandem_gateway_requests_in_progress", "Requests now.", registry=registry)
         self.buffered = Gauge("tandem_gateway_buffered_bytes", "Bytes of bodies held now.", registry=registry)
         self.watch_age = Gauge(

@@ -44,6 +44,8 @@ class ModelView:
     artifact: Artifact | None = None
     shared_pool: str = ""
     """Name of the ModelPool whose pods serve it; empty: it has pods of its own."""
+    copies_max: int | None = None
+    """In how many pods of the pool it may be loaded; None: in all."""
 
     @property
     def pool(self) -> str:
@@ -86,7 +88,7 @@ def model_view(item: JsonObject) -> ModelView | None:
     if not name or not uid:
         return None
     aliases = spec.get("aliases")
-    slots, context = spec.get("slots"), status.get("context")
+    slots, context, copies = spec.get("slots"), status.get("context"), _mapping(spec, "copies").get("max")
     return ModelView(
         namespace=_text(metadata, "namespace"),
         name=name,
@@ -98,6 +100,7 @@ def model_view(item: JsonObject) -> ModelView | None:
         context=context if isinstance(context, int) else None,
         artifact=_artifact(status.get("artifact")),
         shared_pool=_text(spec, "pool"),
+        copies_max=copies if isinstance(copies, int) and copies > 0 else None,
     )
 
 

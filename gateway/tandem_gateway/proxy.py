@@ -26,6 +26,8 @@ from tandem_gateway.upstream import Outgoing
 
 logger = logging.getLogger(__name__)
 
+ASKING = ("/api/show",)
+"""Paths of requests that only ask about a model."""
 MAX_NAMES = 20
 """Models that a 404 names at most."""
 
@@ -98,7 +100,8 @@ class Proxy:
         if model is None:
             raise self._not_found(record.asked)
         record.namespace, record.model = model.namespace, model.name
-        found = await self._dispatcher.answer(model, self._outgoing(scope, body, model, record.asked))
+        outgoing = self._outgoing(scope, body, model, record.asked)
+        found = await self._dispatcher.answer(model, outgoing, computing=path not in ASKING)
         body.free()
         record.pod, record.replays, record.status = found.pod.name, found.replays, found.response.status
         self._metrics.first_byte_seconds.labels(model.namespace, model.name).observe(time.monotonic() - record.began)

@@ -16,6 +16,7 @@ import aiohttp
 from tandem_api.dialects import ApiError
 from tandem_gateway.directory import Directory
 from tandem_gateway.objects import ModelView, PodView
+from tandem_gateway.placing import Further
 from tandem_gateway.upstream import AttemptFailed, Fault, Outgoing, load_of
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Dispatcher:
         directory: what pods there are, and how loaded.
         sender: sends to one pod.
         on_replay: told the fault of every attempt that failed.
+        on_further: told the Model of every request that opens a further copy.
         patience: how long to try.
     """
 
@@ -123,15 +125,19 @@ class Dispatcher:
         directory: Directory,
         sender: Sender,
         on_replay: Callable[[Fault], None],
+        on_further: Callable[[ModelView], None],
         patience: Patience = Patience(),
     ) -> None:
         self._directory = directory
         self._sender = sender
         self._on_replay = on_replay
+        self._on_further = on_further
         self._patience = patience
 
-    async def answer(self, model: ModelView, outgoing: Callable[[PodView], Outgoing]) -> Answer:
-        """The first answer that a pod of the model gives.
+    async def answer(
+        self, model: ModelView, outgoing: Callable[[PodView], Outgoing], *, computing: bool = True
+    ) -> Answer:
+        """The first answer that a pod of the model gives. `computing`: the request makes a pod load the model.
 
         Raises:
             ApiError: 503 when no pod could take the request in time, 502 when pods died of it, 504 for a silent one.
@@ -140,10 +146,10 @@ class Dispatcher:
         loads = self._directory.loads
         while True:
             now = time.monotonic()
-            ordered = self._directory.candidates(model)
-            pod = tries.choose(ordered, now)
+            choice = self._directory.choose(model, computing=computing)
+            pod = tries.choose(choice.pods, now)
             if pod is None:
-                seconds = tries.wait(ordered, now)
+                seconds = tries.wait(choice.pods, now)
                 current = self._directory.table.names.get((model.namespace, model.name))
                 if current is None or current.uid != model.uid:
                     raise deleted(model)
@@ -151,6 +157,8 @@ class Dispatcher:
                     raise unserved(current, tries)
                 await self._directory.wait_for_change(seconds)
                 continue
+            if choice.further is not None and choice.further.pod is pod:
+                self._opens(model, choice.further)
             loads.begin(pod.uid, model.name)
             taken = False
             try:
@@ -168,6 +176,17 @@ class Dispatcher:
             if load := load_of(response):
                 loads.observe(pod.uid, model.name, load)
             return Answer(response, pod, len(tries.faults), partial(loads.end, pod.uid, model.name))
+
+    def _opens(self, model: ModelView, further: Further) -> None:
+        self._on_further(model)
+        logger.info(
+            "Pod %s is to load a further copy of model %s: where it is loaded (%s) more requests than slots "
+            "have waited for %.0f s, and this pod has room for it beside what it holds.",
+            further.pod,
+            model.name,
+            ", ".join(str(pod) for pod in further.holders),
+            further.seconds,
+        )
 
     def _note(self, pod: PodView, model: ModelView, failure: AttemptFailed) -> None:
         self._on_replay(failure.fault)

@@ -45,14 +45,31 @@ class ReportPoller:
             trust_env=False,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._asked: set[str] = set()
+        self._caught_up = False
+
+    def behind(self) -> int:
+        """How many pods have not been asked yet; 0 for good once all that there were have been asked.
+
+        Of a pod that has told nothing it is not known which models it holds.
+        """
+        if self._caught_up:
+            return 0
+        left = sum(pod.uid not in self._asked for pod in self._polled())
+        self._caught_up = not left
+        return left
+
+    def _polled(self) -> list[PodView]:
+        return [pod for pod in self._directory.pods() if pod.ip and pod.running]
 
     async def run(self) -> None:
         """Polls until cancelled."""
         try:
             while True:
-                wanted = {pod.uid: pod for pod in self._directory.pods() if pod.ip and pod.running}
+                wanted = {pod.uid: pod for pod in self._polled()}
                 for uid in set(self._tasks) - set(wanted):
                     self._tasks.pop(uid).cancel()
+                    self._asked.discard(uid)
                 for uid, pod in wanted.items():
                     if uid not in self._tasks:
                         self._tasks[uid] = asyncio.create_task(self._poll(pod), name=f"report of {pod}")
@@ -71,6 +88,7 @@ class ReportPoller:
             except (aiohttp.ClientError, OSError, ValidationError) as error:
                 loads.unreachable(pod.uid)
                 logger.debug("Pod %s gave no report: %s.", pod, error or type(error).__name__)
+            self._asked.add(pod.uid)
             await self._pause(pod)
 
     async def _pause(self, pod: PodView) -> None:

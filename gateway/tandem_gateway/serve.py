@@ -53,14 +53,15 @@ class Gateway:
         self.directory = Directory(Loads(), settings.default_namespace)
         self._models: Informer[ModelView] = Informer("Models", models, model_view, self._follow)
         self._pods: Informer[PodView] = Informer("Pods", pods, pod_view, self._follow)
-        self.lifecycle = Lifecycle((self._models, self._pods), settings.max_requests)
         self._upstream = Upstream(settings.master, settings.pod_http_port)
         self._poller = ReportPoller(self.directory, self._upstream.key_of, settings.pod_internal_port)
+        self.lifecycle = Lifecycle((self._models, self._pods), settings.max_requests, self._poller.behind)
         room = BodyRoom(settings.max_buffered_bytes)
         dispatcher = Dispatcher(
             self.directory,
             self._upstream,
             lambda fault: self.metrics.failed_attempts.labels(fault).inc(),
+            lambda model: self.metrics.further_copies.labels(model.namespace, model.name).inc(),
             patience,
         )
         self._proxy = Proxy(

@@ -16,11 +16,39 @@ REJECTED_WINDOW = 300.0
 
 
 class PodBound:
-    """How many requests may wait in the whole pod, over all models."""
+    """How many requests may wait in the whole pod, over all models.
+
+    Half of the places are for whoever comes; the other half is shared out evenly among the models, so that the queue
+    of one never takes the last place of another.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.waiting = 0
+        self._waiting: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Over all models."""
+        return sum(self._waiting.values())
+
+    def join(self, model: str) -> None:
+        """The pod has this model."""
+        self._waiting.setdefault(model, 0)
+
+    def leave(self, model: str) -> None:
+        """The pod has it no more; nobody waits for it."""
+        self._waiting.pop(model, None)
+
+    def count(self, model: str, more: int) -> None:
+        """So many more wait for the model; fewer when negative."""
+        self._waiting[model] = self._waiting.get(model, 0) + more
+
+    def has_room(self, model: str) -> bool:
+        """Whether one more may wait for this model."""
+        share = self.limit // (2 * max(1, len(self._waiting)))
+        kept = sum(max(0, share - waiting) for name, waiting in self._waiting.items() if name != model)
+        own = self._waiting.get(model, 0) < share
+        return self.waiting < self.limit and (own or self.waiting + kept < self.limit)
 
 
 class Pass:
@@ -72,6 +100,7 @@ class Admission:
         self.admitted_total = 0
         self.rejected_total = 0
         self._bound = bound
+        bound.join(model)
         self._on_refused = on_refused
         self.on_use = on_use
         self._clock = clock
@@ -84,7 +113,7 @@ class Admission:
         """Takes a place in line now, in order of calls. Raises ApiError (503) when there is none."""
         now = self._clock()
         try:
-            ticket = self.line.enter(now, self._bound.waiting < self._bound.limit)
+            ticket = self.line.enter(now, self._bound.has_room(self.model))
         except Refused as refused:
             raise self._refusal(refused.reason, refused.retry_after) from None
         access = Pass(self, ticket)
@@ -92,7 +121,7 @@ class Admission:
         if ticket.place is Place.RUNNING:
             self._granted([ticket])
         else:
-            self._bound.waiting += 1
+            self._bound.count(self.model, 1)
             loop = asyncio.get_running_loop()
             access.timer = loop.call_later(ticket.deadline - now, self._expire, access)
         self.on_use()
@@ -105,7 +134,7 @@ class Admission:
         if access.timer is not None:
             access.timer.cancel()
         if access.ticket.place is Place.WAITING:
-            self._bound.waiting -= 1
+            self._bound.count(self.model, -1)
         access.future.cancel()
         self._granted(self.line.leave(access.ticket, self._clock()))
         if not self.line.running:
@@ -126,7 +155,7 @@ class Admission:
         tickets = self.line.hand_back()
         for ticket in tickets:
             access = self._passes.pop(ticket)
-            self._bound.waiting -= 1
+            self._bound.count(self.model, -1)
             if access.timer is not None:
                 access.timer.cancel()
             self._fail(access, error or self._refusal(Refusal.DRAINING, 1.0))
@@ -152,7 +181,7 @@ class Admission:
             if access.timer is not None:
                 access.timer.cancel()
                 access.timer = None
-                self._bound.waiting -= 1
+                self._bound.count(self.model, -1)
             if not access.future.done():
                 access.future.set_result(None)
 
@@ -161,7 +190,7 @@ class Admission:
         ticket = access.ticket
         if self.line.expire(ticket, max(self._clock(), ticket.deadline)):
             del self._passes[ticket]
-            self._bound.waiting -= 1
+            self._bound.count(self.model, -1)
             self._fail(access, self.too_late())
             self.on_use()
 
@@ -170,6 +199,12 @@ class Admission:
             access.future.set_exception(error)
             access.future.exception()  # told or not: an error that nobody waits for any more is not a fault
 
+    def _limit_words(self) -> str:
+        line, bound = self.line, self._bound
+        if len(line.waiting) >= line.queue_max:
+            return f"queue.max is {line.queue_max}"
+        return f"{bound.waiting} in the whole pod, which takes {bound.limit} (maxQueue) with a share for each model"
+
     def _refusal(self, reason: Refusal, retry_after: float) -> ApiError:
         self.rejected_total += 1
         self._rejections.append(self._clock())
@@ -177,7 +212,7 @@ class Admission:
         line = self.line
         message = {
             Refusal.QUEUE_FULL: f"the queue of model '{self.model}' is full: {len(line.running)} requests run, "
-            f"{len(line.waiting)} wait, and queue.max is {line.queue_max}",
+            f"{len(line.waiting)} wait, and {self._limit_words()}",
             Refusal.QUEUE_TIMEOUT: f"the request waited {line.timeout:g} s for a slot of model '{self.model}' "
             "(queue.timeoutSeconds) and none came free",
             Refusal.DRAINING: "this server is shutting down and takes no further requests",

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.core_v1 import Namespace, Pod, ServiceAccount, ServiceAccountToken
 from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding
 
+from tandem_api import placement
 from tandem_api.crd import KINDS, crd_of
 from tandem_api.keys import pool_key
 from tandem_devcluster.cluster import Cluster
@@ -47,8 +48,12 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(ip: str, port: int) -> AsyncIterator[list[str]]:
+async def serving(ip: str, port: int, report: dict[str, Any] | None = None) -> AsyncIterator[list[str]]:
     """A server that answers every request with its address; yields the credentials that it was sent."""
+
+    async def reported(_: web.Request) -> web.Response:
+        return web.json_response(report, status=404 if report is None else 200)
+
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -56,6 +61,7 @@ async def serving(ip: str, port: int) -> AsyncIterator[list[str]]:
         return web.json_response({"served_by": ip})
 
     app = web.Application()
+    app.router.add_get("/internal/report", reported)
     app.router.add_post("/{rest:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
@@ -83,18 +89,19 @@ class Api:
             "apiVersion": "tandem.dev/v1alpha1",
             "kind": "Model",
             "metadata": {"name": name, "namespace": self.space},
-            "spec": {"source": "hf://org/name", "device": "CPU", **spec},
+            "spec": {"source": "hf://org/name", **({} if "pool" in spec else {"device": "CPU"}), **spec},
         }
         made = await self.client.apply(Model(value), field_manager="test", force=True, namespace=self.space)
         return str(made.metadata.uid)
 
-    async def pod(self, name: str, pool_uid: str, ip: str) -> None:
-        """Creates a pod that no scheduler can place, and says of it that it runs, Ready, at `ip`."""
-        labels = {"app.kubernetes.io/managed-by": "tandem", "tandem.dev/pool-uid": pool_uid}
+    async def pod(self, name: str, pool_uid: str, ip: str, **more: str) -> str:
+        """Creates a pod that no scheduler can place, and says of it that it runs, Ready, at `ip`; its UID."""
+        labels = {"app.kubernetes.io/managed-by": "tandem", "tandem.dev/pool-uid": pool_uid, **more}
         metadata = {"name": name, "namespace": self.space, "labels": labels, "finalizers": ["tandem.dev/test"]}
         spec = {"containers": [{"name": "server", "image": "none"}], "nodeSelector": {"no": "where"}}
-        await self.client.create(Pod.from_dict({"metadata": metadata, "spec": spec}))
+        made = await self.client.create(Pod.from_dict({"metadata": metadata, "spec": spec}))
         await self.status(name, ip, ready=True)
+        return str(made.metadata.uid)
 
     async def status(self, name: str, ip: str, *, ready: bool) -> None:
         """Patches the pod's status."""
@@ -205,6 +212,7 @@ async def gateway(control_plane: Cluster, api: Api, tmp_path: Path) -> AsyncIter
         "TANDEM_INTERNAL_PORT": str(ports[1]),
         "TANDEM_HEALTH_PORT": str(ports[2]),
         "TANDEM_POD_HTTP_PORT": str(ports[3]),
+        "TANDEM_POD_INTERNAL_PORT": str(ports[3]),
         "TANDEM_LINGER_SECONDS": "0.2",
     }
     log = tmp_path / "log"
@@ -274,3 +282,21 @@ async def test_pods_of_another_model_or_namespace_get_nothing(api: Api, gateway:
         for _ in range(20):
             assert await gateway.served_by("mine", "127.0.0.5")
         assert foreign == []
+
+
+async def test_a_pools_model_is_loaded_where_it_fits_and_in_no_pod_too_many(api: Api, gateway: Gateway) -> None:
+    """By the objects' real UIDs; no pod is full, so the first of the order gets it, and with it all the rest."""
+    uid = await api.model("pooled", pool="shared", copies={"max": 1})
+    room = {"freeBytes": 9, "reachBytes": 9, "freeSeats": 1, "reachSeats": 1}
+    report = {"pod": "p", "version": "1", "room": room, "models": [{"name": "pooled", "state": "Unloaded"}]}
+    labels = {"tandem.dev/pool": "shared", "tandem.dev/pool-kind": "ModelPool"}
+    ips = {}
+    async with AsyncExitStack() as stack:
+        for number in range(6, 9):
+            ip = f"127.0.0.{number}"
+            await stack.enter_async_context(serving(ip, gateway.pod_port, report))
+            ips[await api.pod(f"shared-{number}", "uid-of-pool", ip, **labels)] = ip
+        first = ips[placement.order(uid, ips)[0]]
+        await until(lambda: gateway.served_by("pooled", first), "the first pod of the order")
+        for _ in range(20):
+            assert await gateway.served_by("pooled", first)

@@ -107,7 +107,7 @@ def test_rag(desk: Site) -> None:
             statuses = [*pool.map(lambda number: (answer if number % 3 == 0 else embed)(number), range(60))]
         assert Counter(statuses) == {200: 60}
         for name in ("sentences", "answers"):
-            assert desk.condition(name, "Loaded")["status"] == "True"
+            desk.eventually(f"{name} is told", lambda name=name: desk.condition(name, "Loaded")["status"] == "True")
             assert not events(desk, name, "Unloaded")
 
 

@@ -109,7 +109,12 @@ def _model_object(pod: Pod, host: ModelHost) -> dict[str, Any]:
         "created": pod.started,
         "owned_by": OWNER,
         "max_model_len": context,
-        "tandem": {"state": host.state.value, "context_length": context, "aliases": host.entry.aliases},
+        "tandem": {
+            "state": host.state.value,
+            "context_length": context,
+            "context_reason": host.loaded.context_reason if host.loaded else "",
+            "aliases": host.entry.aliases,
+        },
     }
 
 

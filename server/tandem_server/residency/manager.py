@@ -10,6 +10,7 @@ from functools import partial
 
 from tandem_api.catalog import ALL_PODS, Catalog
 from tandem_api.dialects import ApiError
+from tandem_api.fit import reserve_bytes
 from tandem_api.report import DeviceReport, ModelState
 from tandem_server.admission import Admission, PodBound
 from tandem_server.config import Settings
@@ -29,6 +30,13 @@ _WHY = {
     Refusal.QUEUE_TIMEOUT: "it waited for longer than queue.timeoutSeconds",
     Refusal.DRAINING: "this pod is shutting down",
 }
+
+
+def capacity_of(device: DeviceReport, budgeted: bool) -> int:
+    """Bytes for the models of the pod: a budget to the last, of a whole device not what others may need."""
+    if not device.total_bytes:
+        return UNBOUNDED
+    return device.free_bytes if budgeted else device.free_bytes - reserve_bytes(device.free_bytes)
 
 
 class Manager:
@@ -93,8 +101,8 @@ class Manager:
     def room(self) -> Room:
         """What the pod's models share."""
         if self._room is None:
-            devices = list(self._devices())
-            capacity = [device.free_bytes if device.total_bytes else UNBOUNDED for device in devices] or [UNBOUNDED]
+            budgeted = bool(self.settings.device_memory)
+            capacity = [capacity_of(device, budgeted) for device in self._devices()] or [UNBOUNDED]
             most = self.settings.max_loaded or 3 * len(capacity)
             self._room = Room(capacity, most, asyncio.get_running_loop().call_later)
         return self._room
@@ -207,6 +215,8 @@ class Manager:
             _log.warning("Requests of model %s still ran at its removal's deadline; they fail.", host.entry.name)
         await host.close()
         self._leaving.discard(host)
+        if host.entry.name not in self.hosts:
+            self._bound.leave(host.entry.name)
 
     def _tell_refused(self, name: str, count: int, seconds: float, detail: str) -> None:
         if seconds:

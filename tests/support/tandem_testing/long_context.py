@@ -51,4 +51,5 @@ def make(tokenizer: Path, folder: Path) -> None:
             f"{start}mlp.down_proj.weight": matrix(HIDDEN, INNER),
         }
     save_file(tensors, draft / "model.safetensors")
+    (draft / "model.safetensors").chmod(0o644)  # pods read it as another user
     draft.rename(folder)

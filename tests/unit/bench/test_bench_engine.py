@@ -1,25 +1,8 @@
 """The pure parts of `bench/engine.py`: what is measured, in which order, and the rows that come of it."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
-
-
-def load(name: str) -> ModuleType:
-    """A script of the folder `bench`, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
+from tandem_testing.bench import load
 
 results = load("engine_results")
 Case, Measured = results.Case, results.Measured
@@ -82,8 +65,7 @@ def test_quantised_weights_are_compared_with_our_own_and_the_limit_is_a_share():
     assert (limit["value"], limit["ok"]) == (0.9, True)
 
 
-def test_what_a_step_reads_leaves_the_embedding_table_out(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCH))
+def test_what_a_step_reads_leaves_the_embedding_table_out(tmp_path):
     (tmp_path / "config.json").write_text('{"vocab_size": 100, "hidden_size": 8}')
     assert load("engine").step_bytes(5000, tmp_path) == 3400
 
@@ -96,8 +78,7 @@ def test_everyone_is_first_equally_often():
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_random_weights_are_only_sampled(monkeypatch, greedy):
-    monkeypatch.syspath_prepend(str(BENCH))
+def test_random_weights_are_only_sampled(greedy):
     engine = load("engine")
     found = engine.cases("m", "float32", greedy)
     assert {case.batch for case in found if not case.first} == {1, 8, 32}
@@ -105,8 +86,7 @@ def test_random_weights_are_only_sampled(monkeypatch, greedy):
     assert [case.first for case in found].count(True) == 1
 
 
-def test_all_engines_get_the_same_prompts_and_each_round_others(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
+def test_all_engines_get_the_same_prompts_and_each_round_others():
     engine = load("engine")
     job = engine.job_of(RATE, 1, 3072)
     assert job == engine.job_of(RATE, 1, 3072)

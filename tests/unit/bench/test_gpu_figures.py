@@ -1,20 +1,11 @@
 """The arithmetic of `bench/gpu.py`: bounds, and what is read from a timeline."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 from tandem_server.engine.wire import StepRecord
+from tandem_testing.bench import load
 
-FILE = Path(__file__).resolve().parents[3] / "bench" / "gpu_figures.py"
-spec = importlib.util.spec_from_file_location("gpu_figures", FILE)
-assert spec
-assert spec.loader
-figures = importlib.util.module_from_spec(spec)
-sys.modules["gpu_figures"] = figures  # dataclasses look their module up
-spec.loader.exec_module(figures)
+figures = load("gpu_figures")
 
 
 def test_the_shapes_have_the_sizes_of_their_names():

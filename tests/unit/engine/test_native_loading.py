@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tandem_api.fit import Wish
 from tandem_server.engine.interface import DoesNotFit, LoadError
 from tandem_server.engine.native.config import read_decoder_config
+from tandem_server.engine.native.device import wait_for_memory
 from tandem_server.engine.native.dtype import choose_dtype, choose_threads
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.resources import (
@@ -244,3 +245,10 @@ def test_container_limits_are_respected(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert cpu_threads(None, tmp_path) >= 1
     assert available_bytes(CPU, cgroup=tmp_path) > 100 * MIB
+
+
+def test_memory_of_a_runner_that_just_ended_is_waited_for_and_not_for_ever():
+    seen = iter([1, 2, 8, 9])
+    wait_for_memory(lambda: next(seen), wanted=8)
+    assert next(seen) == 9
+    wait_for_memory(lambda: 1, wanted=8, seconds=0.05)

@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tandem_gateway.objects import pod_view
+from tandem_gateway.reports import ReportPoller
 from tandem_gateway.serve import KEY_OF_GATEWAY
 
 
@@ -39,6 +41,37 @@ async def test_ready_only_when_both_kinds_were_listed(make_site: Any) -> None:
         assert status == 503
         assert said.startswith("Pods have not been listed yet")
         assert "Models: 0, last heard 0 s ago." in said
+
+
+async def test_ready_only_when_all_pods_that_there_were_have_been_asked(make_site: Any, behave: Any) -> None:
+    """Of a pod that has told nothing nobody knows what it holds; later ones make a gateway unready no more."""
+    hung = asyncio.Event()
+    async with make_site() as other:
+
+        async def report(request: web.Request) -> web.StreamResponse:
+            await hung.wait()
+            return web.json_response({"pod": "p", "version": "1"})
+
+        pod = await other.pod("127.0.0.2", known=False)
+        pod._report = report
+        await pod.stop()
+        await pod.start()
+        poller = ReportPoller(other.gateway.directory, lambda _: "key", other.port)
+        other.gateway.directory.follow({}, {"p": pod_view(behave.pod("127.0.0.2"))})
+        running = asyncio.create_task(poller.run())
+        try:
+            assert poller.behind() == 1
+            other.gateway.lifecycle.pods_to_ask = poller.behind
+            status, said = await get(other, other.gateway.health.port, "/readyz")
+            assert (status, said.splitlines()[0]) == (503, "Which models 1 pods hold has not been asked yet.")
+            hung.set()
+            await other.until(lambda: poller.behind() == 0)
+            assert (await get(other, other.gateway.health.port, "/readyz"))[0] == 200
+            other.gateway.directory.follow({}, {"q": pod_view(behave.pod("127.0.0.3"))})
+            assert poller.behind() == 0
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
 
 
 async def test_metrics_ask_for_the_gateways_key(make_site: Any, behave: Any) -> None:

@@ -54,6 +54,36 @@ async def test_ps_tells_what_is_loaded_in_the_pods(site: Any, behave: Any, artif
     assert (listed["name"], listed["size"], listed["size_vram"], listed["context_length"]) == ("coder", 9, 9, 256)
     assert listed["expires_at"] == NEVER
     assert (await get(site, "/v1/models/coder"))["context_length"] == 256
+    assert "tandem" not in await get(site, "/v1/models/coder"), "nothing was reduced"
+
+
+async def test_ps_sums_up_the_copies_and_tells_of_reduced_contexts(site: Any, behave: Any) -> None:
+    """The latest expiry counts, and the least context with its reason: which copy answers nobody knows before."""
+    await site.model(behave.model("other"))
+    base = {"state": "Loaded", "slots": 4, "busy": 1, "queued": 2, "sizeBytes": 9}
+    copies = [
+        ("coder", "2026-01-02T00:00:00Z", 512, ""),
+        ("coder", "2026-01-03T00:00:00Z", 256, "256 of 512 tokens fit"),
+        ("coder", "2026-01-01T00:00:00Z", 384, "384 of 512 tokens fit"),
+        ("other", None, 64, ""),
+    ]
+    for number, (name, expiry, context, reason) in enumerate(copies, 2):
+        entry = {**base, "name": name, "expiresAt": expiry, "contextGiven": context, "contextReason": reason}
+        pod = await site.pod(f"127.0.0.{number}", known=False)
+        pod.report = {"pod": pod.ip, "version": "1", "models": [entry]}
+        await site.show(behave.pod(pod.ip, model=name))
+    await site.until(lambda: len(site.gateway.directory.loads.reports) == 4)
+    other, coder = (await get(site, "/api/ps"))["models"]
+    assert (other["name"], other["expires_at"]) == ("other", NEVER)
+    assert (coder["expires_at"], coder["context_length"]) == ("2026-01-03T00:00:00Z", 256)
+    assert coder["tandem"] == {
+        "copies": 3, "slots": 12, "busy": 3, "queued": 6, "context_reason": "256 of 512 tokens fit"
+    }  # fmt: skip
+    assert other["tandem"]["context_reason"] == ""
+    listed = {entry["id"]: entry for entry in (await get(site, "/v1/models"))["data"]}
+    assert listed["coder"]["context_length"] == 256
+    assert listed["coder"]["tandem"] == {"context_reason": "256 of 512 tokens fit"}
+    assert "tandem" not in listed["other"]
 
 
 async def test_version_and_root(site: Any) -> None:

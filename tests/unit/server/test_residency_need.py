@@ -5,7 +5,9 @@ import json
 from server_site import FakeModel, fake_settings
 
 from tandem_api.catalog import CatalogModel
+from tandem_api.report import DeviceReport
 from tandem_server.engine.wire import Loaded
+from tandem_server.residency.manager import UNBOUNDED, capacity_of
 from tandem_server.residency.need import SPREAD, SPREAD_BYTES, UNKNOWN, Sizes
 
 LLAMA = {
@@ -65,3 +67,10 @@ def test_a_checkpoint_that_cannot_be_read_is_left_to_its_runner(tmp_path, tokeni
     found = sizes.of(model.folder, model.entry(), fake_settings(tmp_path))
     assert found == UNKNOWN
     sizes.learn(found, told(sized(tmp_path, sizes), 1 << 30, 64))
+
+
+def test_a_budget_is_used_to_the_last_and_of_a_machine_something_is_kept_for_others():
+    device = DeviceReport(name="x", kind="GPU", total_bytes=100 << 30, free_bytes=80 << 30)
+    assert capacity_of(device, budgeted=True) == 80 << 30
+    assert capacity_of(device, budgeted=False) == 76 << 30
+    assert capacity_of(device.model_copy(update={"total_bytes": 0, "free_bytes": 0}), budgeted=False) == UNBOUNDED

@@ -191,6 +191,22 @@ async def test_handed_back_requests_are_told_to_go_elsewhere():
     assert bound.waiting == 0
 
 
+async def test_one_models_queue_leaves_a_share_to_each_other():
+    bound = PodBound(12)
+    lines = [Admission(name, 100, 30.0, bound) for name in ("a", "b", "c")]
+    for _ in range(8):
+        lines[0].enter()
+    with pytest.raises(ApiError, match=r"8 wait, and 8 in the whole pod, which takes 12 \(maxQueue\)"):
+        lines[0].enter()
+    for line in lines[1:]:
+        line.enter(), line.enter()
+        with pytest.raises(ApiError):
+            line.enter()
+    assert bound.waiting == 12
+    bound.leave("a")
+    assert bound.waiting == 4
+
+
 async def test_the_pod_wide_bound_holds_over_models():
     bound = PodBound(2)
     lines = [Admission(name, 10, 30.0, bound) for name in ("a", "b", "c")]

@@ -3,6 +3,9 @@
 First of all in a load, for models that make text and those that embed.
 """
 
+import time
+from collections.abc import Callable
+
 import torch
 
 from tandem_api.fit import DEFAULT_SLOTS as DEFAULT_SLOTS
@@ -11,6 +14,7 @@ from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native.resources import cpu_threads, resident_bytes
 from tandem_server.engine.wire import RunnerSpec
 
+BACK_SECONDS = 5.0
 ONE_THREAD_BELOW = 1 << 19
 """Elements of the largest layer matrix."""
 
@@ -32,11 +36,22 @@ def open_device(spec: RunnerSpec, widest: int) -> torch.device:
             whole = torch.cuda.get_device_properties(device).total_memory
             share = max(0.0, min(1.0, (spec.memory_limit - GPU_FIXED) / whole))
             torch.cuda.set_per_process_memory_fraction(share, device)
+            wait_for_memory(lambda: torch.cuda.mem_get_info(device)[0], spec.memory_limit - GPU_FIXED)
         return device
     except (RuntimeError, AssertionError) as error:
         raise LoadError(
             f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
         ) from None
+
+
+def wait_for_memory(free: Callable[[], int], wanted: int, seconds: float = BACK_SECONDS) -> None:
+    """Returns once so many bytes are free: those of a runner that was just ended come back a moment after its end.
+
+    After `seconds` it returns all the same; the load then decides by what there is.
+    """
+    deadline = time.monotonic() + seconds
+    while free() < wanted and time.monotonic() < deadline:
+        time.sleep(BACK_SECONDS / 100)
 
 
 def device_name(device: torch.device) -> str:
