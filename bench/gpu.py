@@ -1,8 +1,9 @@
 """The native engine on a GPU against what the GPU can do, against its own plain loop, and against transformers.
 
-`make bench-gpu`, or `python bench/gpu.py [--shapes 0.6B 8B] [--requests 1 8 64 256] [--rounds 2] [--no-peer]`. Random
-weights, prompts of 1024 tokens, 256 new ones, sampled. Bandwidth and matmul rate are measured in the same run. Prints
-each run, and as its last line one JSON object.
+`make bench-gpu`, or `python bench/gpu.py [--shapes 0.6B 8B] [--requests 1 64 8 256] [--rounds 2] [--seconds 600]
+[--profile] [--no-peer]`. Random weights, prompts of 1024 tokens, 256 new ones, sampled. Bandwidth and matmul rate are
+measured in the same run. Prints each result at once, and as its last line one JSON object; what there is no time for
+is left out and said.
 """
 
 import argparse
@@ -150,14 +151,18 @@ def load_engine(folder: Path, requests: list[int], context: int, device: str) ->
 
 def measure(shape: Shape, folder: Path, roof: Roof, options: argparse.Namespace) -> tuple[list[Aim], dict[int, float]]:
     """The aims of one model, and the overlapped token rate at each number of requests."""
-    wanted = sorted(options.requests)
-    engine, requests = load_engine(folder, wanted, options.prompt + options.new, options.device)
+    began = time.perf_counter()
+    engine, fitting = load_engine(folder, sorted(options.requests), options.prompt + options.new, options.device)
+    seconds, size = time.perf_counter() - began, engine.loaded.weight_bytes
     print(f"{shape.name} on {engine.loaded.device}: {engine.loaded.engine_reason}", flush=True)
+    print(f"loaded in {seconds:.1f} s, {size / 1e9:.2f} GB of weights, graphs and all", flush=True)
     aims, rates = [], {}
-    run(engine, True, prompts_of(0, requests[-1], shape.vocabulary, 64), 8)
-    for count in requests:
+    run(engine, True, prompts_of(0, fitting[-1], shape.vocabulary, min(64, options.prompt)), min(8, options.new))
+    for count in [count for count in options.requests if count in fitting]:
         found: dict[bool, list[tuple[float, Steps, float]]] = defaultdict(list)
         for number in range(options.rounds):
+            if time.monotonic() > options.end:
+                break
             prompts = prompts_of(number + 1, count, shape.vocabulary, options.prompt)
             for overlapped in (True, False) if number % 2 else (False, True):
                 rate, load = run(engine, overlapped, prompts, options.new)
@@ -171,12 +176,33 @@ def measure(shape: Shape, folder: Path, roof: Roof, options: argparse.Namespace)
                     f"one each {steps.period * 1e3:.3f} ms; idle {idle:.1%}",
                     flush=True,
                 )
-        aims += aims_of(shape, count, found, roof, options)
+        if not found:
+            print(f"{shape.name}, {count} requests: left out, the time is up", flush=True)
+            continue
+        own = aims_of(shape, count, found, roof, options)
+        print("\n".join(f"  {row['aim']}: {row['value']} ({row['target']})" for row in own), flush=True)
+        aims += own
         rates[count] = statistics.median(rate for rate, _, _ in found[True])
+        if options.profile:
+            print(profile(engine, prompts_of(0, count, shape.vocabulary, options.prompt), options.new), flush=True)
     del engine
     gc.collect()
     torch.cuda.empty_cache()
     return aims, rates
+
+
+def profile(engine: NativeEngine, prompts: list[list[int]], new: int) -> str:
+    """Which kernels the device spends its time on: a table of a short run, prompts and decode steps together."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    try:
+        with torch.profiler.profile(activities=kinds) as profiler:
+            run(engine, True, prompts, min(32, new))
+    except RuntimeError as error:
+        return f"there is no profile: {error}"
+    by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 
 
 def aims_of(
@@ -226,10 +252,14 @@ def peer_aims(shape: Shape, folder: Path, rates: dict[int, float], options: argp
     """Ours against transformers' continuous batching, a process each; the first that cannot run ends it, with why."""
     aims = []
     for count, rate in rates.items():
+        left = min(PEER_SECONDS, options.end - time.monotonic())
+        if left <= 0:
+            print(f"transformers, {shape.name}, {count} requests: left out, the time is up", flush=True)
+            break
         given = {"model": str(folder), "requests": count, "prompt": options.prompt, "new": options.new}
         command = [sys.executable, str(Path(__file__).with_name("peer_continuous.py")), json.dumps(given)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=True)
             theirs = float(json.loads(done.stdout.strip().splitlines()[-1])["rate"])
         except (subprocess.SubprocessError, ValueError, KeyError, IndexError) as error:
             log = getattr(error, "stderr", None) or ""
@@ -245,13 +275,16 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["0.6B", "8B"])
-    parser.add_argument("--requests", nargs="+", type=int, default=[1, 8, 64, 256])
+    parser.add_argument("--requests", nargs="+", type=int, default=[1, 64, 8, 256], help="in this order")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=PROMPT)
     parser.add_argument("--new", type=int, default=NEW)
     parser.add_argument("--device", choices=["CPU", "GPU"], default="GPU", help="CPU only shows that it runs")
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin no run after so many")
+    parser.add_argument("--profile", action="store_true", help="a table of kernels for each number of requests")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     options = parser.parse_args()
+    options.end = time.monotonic() + options.seconds
     device = torch.device("cuda" if options.device == "GPU" else "cpu")
     roof = measure_roof(device, 8192 if options.device == "GPU" else 512)
     print(f"copy {roof.bandwidth / 1e12:.3f} TB/s, matmul {roof.matmul / 1e12:.1f} TFLOP/s in bf16", flush=True)

@@ -24,6 +24,7 @@ from tandem_server.metrics import Meter, Metrics
 from tandem_server.residency.client import RunnerGone, Stream
 from tandem_server.residency.holds import NO_WISH, Wish
 from tandem_server.residency.host import ModelHost
+from tandem_server.residency.progress import progress_text
 
 IN_THREAD = 16_384
 """Prompts of more characters are made in a thread, so that other requests' tokens keep flowing."""
@@ -109,6 +110,15 @@ def model_headers(host: ModelHost) -> dict[str, str]:
     if host.loaded is not None:
         headers[names.CONTEXT_HEADER] = str(host.loaded.context)
     return headers
+
+
+def held_text(host: ModelHost) -> str:
+    """What a request that is held waits for, in one line."""
+    line = host.admission.line
+    if host.loaded is not None:
+        return f"model {host.entry.name}: {len(line.running)} requests run, {len(line.waiting)} wait for a slot"
+    doing = progress_text(host.progress) if host.progress is not None else "starting"
+    return f"model {host.entry.name} is loaded first: {doing}"
 
 
 def need(host: ModelHost, task: str) -> tuple[Loaded, Checkpoint]:

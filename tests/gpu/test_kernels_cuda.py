@@ -10,7 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from kernel_cases import Case, attention_error, crowd_changes, gate_error, write_problems  # noqa: E402
+from kernel_cases import (  # noqa: E402
+    Case,
+    attention_error,
+    crowd_changes,
+    experts_error,
+    gate_error,
+    prompt_error,
+    write_problems,
+)
 
 from tandem_server.engine.native.kernel_shape import LEAST_SHARE, KernelShape  # noqa: E402
 from tandem_server.engine.native.paged_attention import PagedAttention  # noqa: E402
@@ -54,6 +62,41 @@ def test_attention(special, tolerance):
     assert attention_error(dataclasses.replace(BASE, **special)) < tolerance
 
 
+PARTS = [(0, 0, 700), (1, 0, 1), (2, 1900, 100), (3, 63, 65), (4, 512, 130)]
+
+
+@pytest.mark.parametrize(
+    ("special", "tolerance"),
+    [
+        ({}, 1e-2),
+        ({"dtype": "float16", "query": "float16"}, 2e-3),
+        ({"dtype": "float32", "query": "float32"}, 1e-5),
+        ({"group": 3, "size": 80}, 1e-2),
+        ({"group": 8, "size": 64}, 1e-2),
+        ({"group": 2, "size": 256, "kv_heads": 2}, 1e-2),
+        ({"cap": 5.0, "window": 300, "sinks": True}, 1e-2),
+    ],
+    ids=str,
+)
+def test_prompts(special, tolerance):
+    assert prompt_error(dataclasses.replace(BASE, lengths=(2048,) * 5, **special), PARTS) < tolerance
+
+
+@needs_fp8
+def test_prompts_from_fp8():
+    case = dataclasses.replace(BASE, lengths=(2048,) * 5, dtype="float8_e4m3fn", key_scale=0.5, value_scale=2.0)
+    assert prompt_error(case, PARTS) < 2e-2
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 40, 600])
+def test_experts(rows, special):
+    difference, same = experts_error(rows, special, "float32", "cuda")
+    assert difference < 1e-5
+    assert same
+    assert experts_error(rows, special, "bfloat16", "cuda")[0] < 0.1
+
+
 @needs_fp8
 @pytest.mark.parametrize("query", ["bfloat16", "float16", "float32"])
 def test_fp8(query):
@@ -76,6 +119,7 @@ def test_norms_and_positions():
     case = dataclasses.replace(BASE, dtype="float32", query="float32", lengths=(1, 0, 700))
     assert write_problems(case, True) == []
     assert write_problems(dataclasses.replace(case, size=80), True, 32, True) == []
+    assert write_problems(dataclasses.replace(case, size=80), True, 32, True, True) == []
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])

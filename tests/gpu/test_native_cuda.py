@@ -110,11 +110,12 @@ def traffic(seed: int, count: int) -> list[tuple[int, ToRunner]]:
     return arrivals
 
 
-def test_greedy_tokens_are_those_of_transformers(checkpoint):
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).cuda().eval()
+def assert_greedy(folder: Path, engine: NativeEngine) -> None:
+    """Its tokens are those that transformers likes best, or as good as those."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).cuda().eval()
     prompts = [[5, 9, 33], list(range(3, 200)), [(7 * i) % VOCABULARY for i in range(1100)]]
     adds = [(0, Add(n, prompt, 24, Sampling(temperature=0.0, logprobs=2))) for n, prompt in enumerate(prompts)]
-    answers = run(load(checkpoint), True, adds)
+    answers = run(engine, True, adds)
     for number, prompt in enumerate(prompts):
         sequence = list(prompt)
         for token in answers.tokens[number]:
@@ -123,6 +124,43 @@ def test_greedy_tokens_are_those_of_transformers(checkpoint):
             best = logits.topk(2)
             assert token == int(best.indices[0]) or float(best.values[0] - logits[token]) < 1e-3
             sequence.append(token)
+
+
+def test_greedy_tokens_are_those_of_transformers(checkpoint):
+    assert_greedy(checkpoint, load(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        ("Qwen3Moe", {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 128, "head_dim": 64}),
+        ("GptOss", {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 64, "sliding_window": 128}),
+    ],
+)
+def test_experts_are_recorded_and_give_the_tokens_of_transformers(tmp_path, name, special):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=4096, **sizes, **special
+    )
+    getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path)
+    engine = load(tmp_path)
+    assert set(engine._step._forwards) == set(engine._step._sizes)
+    assert_greedy(tmp_path, engine)
+
+
+def test_prompts_that_share_a_forward_give_nearly_what_they_give_alone(checkpoint):
+    engine = load(checkpoint, "BFloat16")
+    prompts = [
+        [(7 * i + n) % VOCABULARY for i in range(length)] for n, length in enumerate((3, 40, 700, 1300, 90, 512))
+    ]
+    adds = [Add(n, prompt, 1, Sampling(temperature=0.0, logprobs=1)) for n, prompt in enumerate(prompts)]
+    together = run(engine, True, [(0, add) for add in adds])
+    alone = [run(engine, True, [(0, add)]) for add in adds]
+    for number, answer in enumerate(alone):
+        (_, one), *_ = answer.logprobs[number][0]
+        (_, other), *_ = together.logprobs[number][0]
+        assert abs(one - other) < 0.1
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -22,6 +22,8 @@ T = TypeVar("T", bound=BaseModel)
 Headers = Callable[[], Mapping[str, str]]
 BODY_SECONDS = 120.0
 """For a request's body to arrive."""
+SILENT_SECONDS = 10.0
+"""Without a first piece, after which a stream begins all the same; then as often again."""
 GONE = 499
 """Counted for a client that went away before its answer began; nobody is there to be sent it."""
 encode_json = msgspec.json.Encoder().encode
@@ -128,9 +130,13 @@ class JsonAnswer(Response):
 class StreamAnswer(Response):
     """Lines or events as they are made. Nothing is sent before the first, so that errors keep their status.
 
+    Only when nothing has come for `SILENT_SECONDS`, as while a model loads, the answer begins with pieces that its
+    readers skip, so that nobody between takes the connection for dead and a person sees what is waited for.
+
     Args:
         pieces: the encoded pieces; an ApiError from it after the first is told by `on_error`.
         on_error: the piece that tells an error midway.
+        while_held: such a piece that is skipped, or None where the form has none.
     """
 
     def __init__(
@@ -139,8 +145,11 @@ class StreamAnswer(Response):
         media_type: str,
         headers: Headers,
         on_error: Callable[[ApiError], bytes],
+        while_held: Callable[[], bytes] | None = None,
     ) -> None:
         super().__init__(media_type=media_type)
+        self._while_held = while_held
+        self._begun = False
         self._pieces = pieces
         self._more_headers = headers
         self._on_error = on_error
@@ -155,15 +164,37 @@ class StreamAnswer(Response):
         await while_connected(receive, run())
 
     async def _run(self, pieces: AsyncGenerator[bytes, None], send: Send) -> None:
-        first = await anext(pieces)
-        for name, value in {"cache-control": "no-cache", "x-accel-buffering": "no", **self._more_headers()}.items():
-            self.headers[name] = value
-        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": first, "more_body": True})
         try:
+            await self._send(await self._first(pieces, send), send)
             async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await self._send(piece, send)
         except ApiError as error:
-            await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+            if not self._begun:
+                raise
+            await self._send(self._on_error(error), send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _first(self, pieces: AsyncGenerator[bytes, None], send: Send) -> bytes:
+        """The first piece; what is waited for is told meanwhile, where that takes long."""
+        first = asyncio.ensure_future(anext(pieces))
+        try:
+            while not (await asyncio.wait({first}, timeout=SILENT_SECONDS))[0]:
+                if self._while_held is not None:
+                    await self._send(self._while_held(), send)
+            return first.result()
+        finally:
+            first.cancel()
+            await asyncio.wait({first})
+
+    async def _send(self, piece: bytes, send: Send) -> None:
+        if not self._begun:
+            self._begun = True
+            for name, value in {
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+                **self._more_headers(),
+            }.items():
+                self.headers[name] = value
+            self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -37,6 +37,8 @@ from tandem_server.residency.host import ModelHost
 
 DEFAULTS = Sampling(temperature=0.8, top_k=40, top_p=0.9)
 NDJSON = "application/x-ndjson"
+HELD = b" "
+"""Before the first object of a stream; parsers of JSON lines skip it."""
 _POLL_SECONDS = 0.05
 
 
@@ -73,7 +75,7 @@ def _answer(pod: Pod, host: ModelHost, body: Generating, ask: Ask, shape: Shape)
         return {**model_headers(host), **_kept(ask.wish, usage.kept_seconds)}
 
     if body.streamed:
-        return StreamAnswer(streamed(pieces, shape, usage), NDJSON, headers, error_line)
+        return StreamAnswer(streamed(pieces, shape, usage), NDJSON, headers, error_line, lambda: HELD)
     return JsonAnswer(whole(pieces, shape, usage), headers)
 
 
@@ -127,7 +129,7 @@ def _load_only(host: ModelHost, body: Generating, shape: Shape, wish: Wish) -> R
         yield line(await work())
 
     if body.streamed:
-        return StreamAnswer(lines(), NDJSON, headers, error_line)
+        return StreamAnswer(lines(), NDJSON, headers, error_line, lambda: HELD)
     return JsonAnswer(work(), headers)
 
 

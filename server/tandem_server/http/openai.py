@@ -6,6 +6,7 @@ A router of the dialect: reads and checks the request, says what is wanted in th
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +18,7 @@ from tandem_server.chat.grammar import json_grammar
 from tandem_server.chat.prompt import chat_prompt
 from tandem_server.embedding import EmbedAsk, Embeddings, embed
 from tandem_server.engine.wire import Sampling
-from tandem_server.generation import Ask, Usage, generate, model_headers
+from tandem_server.generation import Ask, Usage, generate, held_text, model_headers
 from tandem_server.http.exchange import JsonAnswer, StreamAnswer, read_object, validated
 from tandem_server.http.fields import max_tokens_for, sampling_for
 from tandem_server.http.openai_answers import Shape, error_event, streamed, whole
@@ -88,8 +89,14 @@ def _answer(pod: Pod, host: ModelHost, body: Sampled, ask: Ask, chat: bool, logp
             await inner.aclose()
 
     if body.streamed:
-        return StreamAnswer(streamed(pieces(), shape, usage), "text/event-stream", headers, error_event)
+        held = partial(held_event, host)
+        return StreamAnswer(streamed(pieces(), shape, usage), "text/event-stream", headers, error_event, held)
     return JsonAnswer(whole(pieces(), shape, usage), headers)
+
+
+def held_event(host: ModelHost) -> bytes:
+    """A comment, which readers of events skip."""
+    return f": {held_text(host)}\n\n".encode()
 
 
 def _embedding_list(model: str, made: Embeddings, base64_wanted: bool) -> dict[str, Any]:

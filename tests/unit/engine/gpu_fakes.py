@@ -18,7 +18,9 @@ class TorchKernels:
     def of(cls, config, cache, operand):
         return cls()
 
-    def turn_and_write(self, projected, norms, epsilon, rope, layer, tables, lengths, starts=None):
+    prompt_tokens = 8
+
+    def turn_and_write(self, projected, norms, epsilon, rope, layer, tables, lengths, starts=None, seats=None):
         rows, width, size = projected.shape
         kv = len(layer) // 2
         heads = width - 2 * kv
@@ -32,11 +34,12 @@ class TorchKernels:
             if norms[0] is not None:
                 qk = qk / (qk.square().mean(-1, keepdim=True) + epsilon).sqrt()
                 qk = torch.cat((qk[:heads] * norms[0], qk[heads:] * norms[1]))
-            at = length - 1 + (0 if starts is None else int(starts[row]))
+            seat = row if seats is None else int(seats[row])
+            at = length - 1 + (0 if starts is None else int(starts[seat]))
             part = qk[:, :turning]
             part = part * cosines[at] + part.roll(turning // 2, -1) * sines[at]
             qk = torch.cat((part, qk[:, turning:]), -1).to(projected.dtype)
-            place = _places(tables, row, torch.tensor([length - 1]))
+            place = _places(tables, seat, torch.tensor([length - 1]))
             layer[:, place[0]] = torch.cat((qk[heads:], projected[row, heads + kv :])).to(layer.dtype)
             query[row] = qk[:heads].view(kv, -1, size)
         return query
@@ -55,6 +58,15 @@ class TorchKernels:
             if sinks is not None:
                 scores = torch.cat((scores, sinks.double().view(kv, -1, 1)), -1)
             mixed[row] = (scores.softmax(-1)[..., : len(positions)] @ own[kv:]).to(query.dtype)
+        return mixed
+
+    def attend_prompt(self, query, layer, tables, work, **options):
+        mixed = torch.full_like(query, float("nan"))
+        for first, seat, start, count in work.tolist():
+            assert count <= self.prompt_tokens
+            rows = slice(first, first + count)
+            lengths = torch.arange(start + 1, start + count + 1)
+            mixed[rows] = self.attend(query[rows], layer, tables[seat].expand(count, -1), lengths, **options)
         return mixed
 
 
@@ -86,15 +98,15 @@ class SharedMemoryGraphs:
             nonlocal results
             self.replayed += 1
             self.replaying = True
-            fresh = compute()
             for later in self._results[number + 1 :]:
                 for tensor in later:
                     tensor.fill_(float("nan") if tensor.is_floating_point() else -999)
+            fresh = compute()
             if results is None:
                 results, self._results[number] = fresh, _tensors(fresh)
             else:
                 for old, new in zip(self._results[number], _tensors(fresh), strict=True):
-                    old.copy_(new)
+                    old.copy_(new)  # the same memory, where it is a buffer
             self.replaying = False
             return results
 

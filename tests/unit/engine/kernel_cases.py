@@ -66,6 +66,39 @@ def attention_error(case: Case) -> float:
     return float((got.double() - torch.stack(wanted)).abs().max())
 
 
+def prompt_error(case: Case, parts: list[tuple[int, int, int]]) -> float:
+    """As `attention_error`, of `parts` (sequence, first token, tokens) in one launch."""
+    import torch
+
+    from tandem_server.engine.native.prompts import Part, rows_of, work_of
+
+    generator = torch.Generator().manual_seed(case.seed)
+    cache, tables = _cache(case, generator)
+    parts = [Part(*part) for part in parts]
+    for part in parts:
+        places = _places(tables, part.slot, torch.arange(part.start + part.count))
+        shape = (2 * case.kv_heads, len(places), case.size)
+        cache[:, places] = torch.randn(shape, generator=generator).to(cache.dtype)
+    seats, lengths, _ = rows_of(parts)
+    heads = (case.kv_heads, case.group)
+    query = torch.randn(len(seats), *heads, case.size, generator=generator).to(getattr(torch, case.query))
+    sinks = torch.randn(case.kv_heads * case.group, generator=generator) if case.sinks else None
+    attention = _kernels(case, 1, cache)
+    work = torch.from_numpy(work_of(parts, attention.prompt_tokens, lambda part: False))
+    scale, options = case.size**-0.5, {"cap": case.cap, "window": case.window}
+    arguments = _moved((query, cache, tables, work), case.device)
+    on_device = _moved((sinks,), case.device)[0]
+    got = attention.attend_prompt(*arguments, scale=scale, sinks=on_device, **options).cpu()
+    if not got.isfinite().all():
+        return float("inf")
+    scales = {"key_scale": case.key_scale, "value_scale": case.value_scale}
+    wanted = [
+        reference(query[row], cache[:, _places(tables, seat, torch.arange(n))], scale, sinks=sinks, **options, **scales)
+        for row, (seat, n) in enumerate(zip(seats.tolist(), lengths.tolist(), strict=True))
+    ]
+    return float((got.double() - torch.stack(wanted)).abs().max())
+
+
 def crowd_changes(case: Case) -> list[int]:
     """Rows whose bits differ between the whole launch and one in which all the others are absent."""
     import torch
@@ -80,8 +113,13 @@ def crowd_changes(case: Case) -> list[int]:
     return changed
 
 
-def write_problems(case: Case, normed: bool = False, rotated: int | None = None, starts: bool = False) -> list[str]:
-    """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it."""
+def write_problems(
+    case: Case, normed: bool = False, rotated: int | None = None, starts: bool = False, seated: bool = False
+) -> list[str]:
+    """What `turn_and_write` put elsewhere than at the rows' last positions, or otherwise than float64 has it.
+
+    `seated`: the sequences' tables stand in another order than the rows.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(case.seed)
@@ -99,6 +137,10 @@ def write_problems(case: Case, normed: bool = False, rotated: int | None = None,
     begins = torch.arange(rows) * 3 if starts else None
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
     arguments = (new, tuple(norms), 1e-5, rope, cache, tables, lengths, begins)
+    if seated:
+        seats = torch.arange(rows - 1, -1, -1, dtype=torch.int32)
+        turned = None if begins is None else begins.flip(0)
+        arguments = (*arguments[:5], tables.flip(0), lengths, turned, seats)
     moved = _moved(arguments, case.device)
     query = _kernels(case, rows, cache).turn_and_write(*moved).cpu()
     cache = moved[4].cpu()
@@ -136,6 +178,45 @@ def gate_error(width: int, activation: str, device: str = "cpu") -> float:
     x, up = both.double().chunk(2, -1)
     wanted = {"silu": F.silu(x), "gelu": F.gelu(x), "gelu_tanh": F.gelu(x, approximate="tanh")}[activation] * up
     return float((gated(both.to(device), activation).cpu() - wanted).abs().max())
+
+
+def experts_error(rows: int, special: bool = False, dtype: str = "float32", device: str = "cpu") -> tuple[float, bool]:
+    """Largest difference of all experts in one tensor from one after the other; and whether rows have the same bits
+    alone. `special`: biases and a limit, as gpt-oss has them."""
+    import torch
+
+    from tandem_server.engine.native.config import ExpertsConfig
+    from tandem_server.engine.native.feedforward import Experts
+    from tandem_server.engine.native.gpu_experts import StackedExperts
+    from tandem_server.engine.native.linear import PlainLinear
+
+    hidden, inner, count = 72, 40, 5
+    config = ExpertsConfig(count, 2, inner, not special, **({"limit": 1.5, "alpha": 1.7} if special else {}))
+    generator, number = torch.Generator().manual_seed(3), getattr(torch, dtype)
+
+    def made(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).to(device, number)
+
+    sizes = ((2 * inner, hidden), (hidden, inner))
+    gate_up, down = ((made(count, *size), made(count, size[0]) if special else None) for size in sizes)
+
+    class Router(PlainLinear):
+        """Torch's own product may differ in the last bits with the number of rows."""
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([super(Router, self).__call__(row[None]) for row in x])
+
+    router = Router(made(count, hidden), None)
+    lists = [[PlainLinear(w[n], None if b is None else b[n]) for n in range(count)] for w, b in (gate_up, down)]
+    plain = Experts(config, router, lists[0], lists[1], "silu")
+    ours = StackedExperts(config, router, gate_up, down, "silu")
+    x = made(rows, hidden) * 4
+    with torch.inference_mode():
+        together = ours(x, True)
+        some = sorted({0, rows // 2, rows - 1})
+        alone = torch.cat([ours(x[row : row + 1], True) for row in some])
+        difference = float((together.float() - plain(x, True).float()).abs().max())
+    return difference, torch.equal(together[some], alone)
 
 
 def decoder_error(folder: str, lengths: list[int], device: str = "CPU") -> tuple[float, float]:

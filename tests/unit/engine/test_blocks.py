@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import pytest
 from engine_fakes import scattered
 
+from tandem_api.fit_steps import cache_positions, capacity_for
 from tandem_server.engine.native.blocks import (
     BLOCK,
     SPAN,
     BlockPool,
     Grant,
-    cache_positions,
-    capacity_for,
     near_home,
     runs_of,
 )

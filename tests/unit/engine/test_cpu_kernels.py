@@ -18,15 +18,13 @@ from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
 from tandem_server.engine.native.cpu_layout import cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear, compiled_linear
-from tandem_server.engine.native.cpu_quantized import CompiledInt4, CompiledInt8
+from tandem_server.engine.native.cpu_quantized import CompiledInt8
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.quantized import (
     UNQUANTIZED,
     Layout,
-    dequantize_int4,
     dequantize_int8,
-    quantize_int4,
     quantize_int8,
 )
 from tandem_server.engine.native.weights import load_decoder
@@ -79,17 +77,14 @@ def test_every_number_of_rows_gives_the_same_bits(dtype):
     assert row_invariant_sizes([layer], 16, dtype) == (1, 2, 4, 8, 16)
 
 
-@pytest.mark.parametrize("kind", [CompiledInt8, CompiledInt4])
 @torch.inference_mode()
-def test_narrow_weights_are_multiplied_exactly(kind):
+def test_narrow_weights_are_multiplied_exactly():
     """By the very numbers that they are restored to, but for the order of sums; no row's bits depend on another's."""
     torch.manual_seed(1)
     for outputs, inputs in ((96, 256), (101, 64), (112, 96)):
         weight, bias = torch.randn(outputs, inputs).to(torch.bfloat16), torch.randn(outputs).to(torch.bfloat16)
-        restored = (
-            dequantize_int8(*quantize_int8(weight)) if kind is CompiledInt8 else dequantize_int4(*quantize_int4(weight))
-        )
-        layer, x = kind(weight, bias), torch.randn(33, inputs).to(torch.bfloat16)
+        restored = dequantize_int8(*quantize_int8(weight))
+        layer, x = CompiledInt8(weight, bias), torch.randn(33, inputs).to(torch.bfloat16)
         floats = layer.floats(x)
         assert error_share(floats, x.float() @ restored.t() + bias.float()) < 1e-5
         for rows in (1, 2, 7, 8, 9, 33):

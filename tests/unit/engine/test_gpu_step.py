@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem_api.fit_steps import batch_sizes
 from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native import gpu_decoder
 from tandem_server.engine.native.blocks import near_home
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.dtype import FP8
@@ -59,20 +60,20 @@ def load(folder, **settings) -> NativeEngine:
     return load_generator(spec, lambda *_: None)
 
 
-def gpu_step(engine: NativeEngine, checked: bool = True) -> tuple[GpuStep, SharedMemoryGraphs]:
+def gpu_step(engine: NativeEngine, checked: bool = True, together: int = 0) -> tuple[GpuStep, SharedMemoryGraphs]:
     """A step of the GPU's kind over the weights of an engine that was loaded for the CPU."""
     own, graphs = engine._step._decoder, SharedMemoryGraphs()
     decoder = GpuDecoder(own.config, own.weights, SLOTS, own.context, TorchKernels.of, engine._limits.pool_blocks)
     decoder.cache.pool.fill_(float("nan"))
-    step = GpuStep(decoder, engine._step._sizes, graphs, checked)
+    step = GpuStep(decoder, engine._step._sizes, graphs, checked, together)
     step.record(needs_of([Sampling(temperature=0.0)]))
     return step, graphs
 
 
-def run(engine: NativeEngine, executor, adds: list[Add], overlapped: bool, choose=near_home):
+def run(engine: NativeEngine, executor, adds: list[Add], overlapped: bool, choose=near_home, apart: int = 3):
     vocabulary = engine._limits.vocabulary
     scheduler = Scheduler(engine._limits, choose_blocks=choose, compile=compiler(vocabulary, random.Random(0)))
-    link = RecordingLink([(3 * number, add) for number, add in enumerate(adds)])
+    link = RecordingLink([(apart * number, add) for number, add in enumerate(adds)])
     loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
     (loop.run_overlapped if overlapped else loop.run_plain)()
     return answers(link.sent)
@@ -108,11 +109,53 @@ def test_graphs_give_the_tokens_of_the_cpu_in_both_loops(family, settings, make_
     step, graphs = gpu_step(engine)
     engine._limits = replace(engine._limits, reads_own=True)
     recordable = step._fused.recordable
-    assert graphs.recorded == (len(step._sizes) + 1 if recordable else 0)
+    assert graphs.recorded == (len(step._sizes) if recordable else 0) + 1
     for overlapped in (False, True):
         choose = scattered(random.Random(3))
         assert run(engine, LateExecutor(step.compute), adds, overlapped, choose) == wanted
-    assert (graphs.replayed > 100 and graphs.recorded > len(step._sizes) + 1) == recordable
+    assert graphs.replayed > (100 if recordable else 10)
+    assert graphs.recorded > (len(step._sizes) if recordable else 0) + 1
+
+
+@pytest.mark.parametrize("flash_from", [gpu_decoder.FLASH_FROM, 20])
+@pytest.mark.parametrize("family", ["Qwen3", "caps and windows"])
+def test_prompts_that_share_a_forward_get_the_tokens_that_they_get_alone(
+    family, flash_from, make_checkpoint, monkeypatch
+):
+    """All of a step's, as many as fit, by the kernel and by torch beside each other."""
+    monkeypatch.setattr(gpu_decoder, "FLASH_FROM", flash_from)
+    architecture, overrides = SHORT[family]
+    engine = load(make_checkpoint(architecture, **overrides))
+    adds = requests(9, engine._limits.vocabulary)
+    wanted = run(engine, InlineExecutor(engine._step.compute), adds, False)
+    step, _ = gpu_step(engine, together=230)
+    together = []
+    compute = step._fused.prefill_together
+    monkeypatch.setattr(
+        step._fused, "prefill_together", lambda tokens, parts: together.append(len(parts)) or compute(tokens, parts)
+    )
+    engine._limits = replace(engine._limits, reads_own=True)
+    assert run(engine, LateExecutor(step.compute), adds, True, scattered(random.Random(3)), apart=0) == wanted
+    assert max(together) > 1
+
+
+def test_memory_that_is_short_for_all_prompts_may_do_for_one_after_the_other(make_checkpoint, monkeypatch):
+    engine = load(make_checkpoint("LlamaForCausalLM"))
+    adds = requests(9, engine._limits.vocabulary)
+    wanted = run(engine, InlineExecutor(engine._step.compute), adds, False)
+    step, _ = gpu_step(engine, together=1000)
+    compute, refused = step._fused.prefill_together, []
+
+    def short(tokens, parts):
+        if len(parts) > 1:
+            refused.append(len(parts))
+            raise torch.OutOfMemoryError("no memory for so many")
+        return compute(tokens, parts)
+
+    monkeypatch.setattr(step._fused, "prefill_together", short)
+    engine._limits = replace(engine._limits, reads_own=True)
+    assert run(engine, LateExecutor(step.compute), adds, True, apart=0) == wanted
+    assert refused
 
 
 def test_rows_that_follow_a_grammar_are_sampled_later_and_the_others_in_graphs(make_checkpoint):
@@ -215,7 +258,7 @@ def test_batch_sizes_end_with_the_slots_and_waste_little():
 @pytest.mark.process
 def test_the_engine_needs_no_triton_where_there_is_no_gpu():
     hidden = "import sys; sys.modules['triton'] = None; import tandem_server.engine.runner as runner; "
-    then = "from tandem_server.engine.native.load import gpu_kernels\ntry: gpu_kernels()\n"
+    then = "from tandem_server.engine.native.gpu_decoder import gpu_kernels\ntry: gpu_kernels()\n"
     then += "except runner.LoadError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", hidden + then], capture_output=True, text=True, check=True)
     assert "needs triton" in done.stdout

@@ -224,8 +224,8 @@ def shared(settings: Settings, entries: Iterable[CatalogModel], tokenizer: Token
 
 
 def sse(text: str) -> list[Any]:
-    """The events of a stream; [DONE] as a string."""
-    found = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    """The events of a stream, without comments; [DONE] as a string."""
+    found = [line.removeprefix("data: ") for line in text.split("\n\n") if line and not line.startswith(":")]
     return [part if part == "[DONE]" else json.loads(part) for part in found]
 
 

@@ -11,13 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512BF16__) || defined(__AVX512BW__)
+#ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
 #define LANES 16
 #define ROWS 8     /* rows of a tile of the product: with two panels, 16 accumulators */
-#define GROUP 32   /* inputs whose weights are widened at once, and share a scale in INT4; `quantized.GROUP` */
+#define GROUP 32   /* inputs whose weights are widened at once */
 #define CHUNK 128  /* keys whose scores are held at once */
 #define BLOCK 32   /* positions of a block of the cache; `blocks.BLOCK` */
 #define AHEAD 1024 /* bytes that the weights are fetched before they are needed */
@@ -96,12 +96,12 @@ INLINE vec exponential(vec x) {
 }
 
 /* ---- what Python hands over ---- */
-enum { NUMS, INT8, INT4 };
+enum { NUMS, INT8 };
 
 typedef struct {
-    const void *weight; /* panels of LANES outputs: [outputs / LANES][inputs / PAIR][LANES][PAIR]; INT4: a pair a byte */
+    const void *weight; /* panels of LANES outputs: [outputs / LANES][inputs / PAIR][LANES][PAIR] */
     const num *bias;    /* [outputs], or NULL */
-    const void *scales; /* INT8: num [outputs]; INT4: num [outputs / LANES][inputs / GROUP][scale, zero][LANES] */
+    const void *scales; /* INT8: num [outputs] */
     int64_t inputs, outputs, kind;
 } Matrix;
 
@@ -199,30 +199,6 @@ INLINE void widen_int8(num *out, const int8_t *p, int64_t pairs) {
     }
 }
 
-typedef uint8_t bytes __attribute__((vector_size(LANES)));
-
-INLINE void widen_int4(num *out, const uint8_t *p, int64_t pairs) {
-    for (int64_t k = 0; k < pairs; k++, p += LANES, out += 2 * LANES) {
-        bytes n;
-        memcpy(&n, p, sizeof n);
-        __builtin_prefetch(p + AHEAD);
-        bits both = __builtin_convertvector(n, bits);
-#ifdef __AVX512BW__
-        /* -8 .. 7 in bfloat16, looked up by the number of 4 bits in each half of a lane */
-        static const num table[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-                                      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-        bits index = (both & 15) | (both >> 4) << 16;
-        __m512i found = _mm512_permutexvar_epi16((__m512i)index, _mm512_loadu_si512(table));
-        memcpy(out, &found, sizeof found);
-#else
-        bits even = (bits)__builtin_convertvector((ints)(both & 15) - 8, vec);
-        bits odd = (bits)__builtin_convertvector((ints)(both >> 4) - 8, vec);
-        even = even >> 16 | odd;
-        memcpy(out, &even, sizeof even);
-#endif
-    }
-}
-
 /* As `product`, of narrow weights: a group of inputs at a time is widened into the nearest cache, then multiplied. */
 static void narrow(vec acc[ROWS][2], const Matrix *m, const int64_t panel[2], const num *x, int rows) {
     num wide[2][GROUP * LANES] __attribute__((aligned(64)));
@@ -231,27 +207,15 @@ static void narrow(vec acc[ROWS][2], const Matrix *m, const int64_t panel[2], co
         int64_t count = m->inputs - k < GROUP ? m->inputs - k : GROUP;
         for (int side = 0; side < 2; side++) {
             int64_t place = (panel[side] * m->inputs + k) * LANES;
-            if (m->kind == INT8) widen_int8(wide[side], (const int8_t *)m->weight + place, count / 2);
-            else widen_int4(wide[side], (const uint8_t *)m->weight + place / 2, count / 2);
+            widen_int8(wide[side], (const int8_t *)m->weight + place, count / 2);
         }
         vec sums[ROWS][2];
         product(sums, wide[0], wide[1], x + k, m->inputs, rows, count);
-        if (m->kind == INT8) {
-            for (int r = 0; r < rows; r++) acc[r][0] += sums[r][0], acc[r][1] += sums[r][1];
-            continue;
-        }
-        for (int r = 0; r < rows; r++) {
-            float all_inputs = sum(load(x + r * m->inputs + k) + load(x + r * m->inputs + k + LANES));
-            for (int side = 0; side < 2; side++) {
-                const num *own = (const num *)m->scales + (panel[side] * m->inputs + k) / GROUP * 2 * LANES;
-                acc[r][side] += load(own) * sums[r][side] + load(own + LANES) * all_inputs;
-            }
-        }
+        for (int r = 0; r < rows; r++) acc[r][0] += sums[r][0], acc[r][1] += sums[r][1];
     }
-    if (m->kind == INT8)
-        for (int r = 0; r < rows; r++)
-            for (int side = 0; side < 2; side++)
-                acc[r][side] *= load((const num *)m->scales + panel[side] * LANES);
+    for (int r = 0; r < rows; r++)
+        for (int side = 0; side < 2; side++)
+            acc[r][side] *= load((const num *)m->scales + panel[side] * LANES);
 }
 #endif
 

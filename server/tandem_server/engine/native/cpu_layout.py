@@ -6,12 +6,11 @@ here and are not clearly slower at the product itself, as they are where the CPU
 
 import torch
 
-from tandem_api.fit_weights import GROUP
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import why_not
 from tandem_server.engine.native.cpu_linear import compiled_linear
-from tandem_server.engine.native.cpu_quantized import compiled_quantized
+from tandem_server.engine.native.cpu_quantized import compiled_int8
 from tandem_server.engine.native.dtype import time_largest_layer
 from tandem_server.engine.native.linear import make_linear
 from tandem_server.engine.native.quantized import UNQUANTIZED, Layout, layout_for
@@ -22,20 +21,16 @@ CALLS = 2e-4
 """Seconds below which a measurement says more of calls than of sums."""
 
 
-def quantized_cpu_layout(
-    config: DecoderConfig, quantization: str, device: torch.device, slots: int
-) -> tuple[Layout, str]:
-    """The same for weights of 8 or 4 bits. Raises LoadError where neither kernels can multiply them."""
+def int8_cpu_layout(config: DecoderConfig, device: torch.device, slots: int) -> tuple[Layout, str]:
+    """The same for weights of 8 bits. Raises LoadError where neither kernels can multiply them."""
     reason = why_not(config)
-    if quantization == "Int4" and any(size % GROUP for size in (config.hidden, config.intermediate)):
-        reason = f"inputs that are no multiple of {GROUP}"
     if reason is None:
         try:
             compiled_linear(torch.bfloat16)
-            return Layout(compiled_quantized(quantization)), "steps by compiled kernels"
+            return Layout(compiled_int8()), "steps by compiled kernels"
         except NotCompiled as error:
             reason = str(error)
-    return layout_for(quantization, device, slots), f"steps by torch's operators: {reason}"
+    return layout_for("Int8", device, slots), f"steps by torch's operators: {reason}"
 
 
 def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: bool) -> tuple[Layout, str]:

@@ -34,13 +34,11 @@ class CompiledLinear:
 
     kind = 0
     """Of the weights' numbers, as in `cpu_kernels.c`."""
-    multiple = LANES
-    """Outputs are filled up to it."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
         self._kernel = kernels(weight.dtype).tandem_linear
-        missing = -self.outputs % self.multiple
+        missing = -self.outputs % LANES
         self._panels, self._scales = self.pack(F.pad(weight, (0, 0, 0, missing)) if missing else weight)
         self._bias = None if bias is None else F.pad(bias, (0, missing)).contiguous()
         self.bytes = weight.nbytes if self._scales is None else self._panels.nbytes + self._scales.nbytes
@@ -57,7 +55,7 @@ class CompiledLinear:
         return self._multiply(x, TO_NUMBERS, x.dtype, self.matrix.outputs)[:, : self.outputs]
 
     def onto(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if self.outputs % self.multiple:
+        if self.outputs % LANES:
             return residual + self(x)
         return self._multiply(x, ONTO_NUMBERS, x.dtype, self.outputs, residual.contiguous())
 

@@ -37,11 +37,13 @@ def open_device(spec: RunnerSpec, widest: int) -> torch.device:
             share = max(0.0, min(1.0, (spec.memory_limit - GPU_FIXED) / whole))
             torch.cuda.set_per_process_memory_fraction(share, device)
             wait_for_memory(lambda: torch.cuda.mem_get_info(device)[0], spec.memory_limit - GPU_FIXED)
-        return device
     except (RuntimeError, AssertionError) as error:
         raise LoadError(
             f"a GPU was asked for and none can be used: {error}; set device: CPU to compute on the CPU"
         ) from None
+    # Where torch prefers cuDNN's attention it makes a plan for every length of a prompt that it has not seen yet.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return device
 
 
 def wait_for_memory(free: Callable[[], int], wanted: int, seconds: float = BACK_SECONDS) -> None:

@@ -18,6 +18,7 @@ from tandem_server.engine.native.config import DecoderConfig, refuse_quantised
 from tandem_server.engine.native.formats import ITEMSIZES, format_of, stored_format
 from tandem_server.engine.native.headers import Stored, read_headers
 from tandem_server.engine.native.library_shape import LibraryShape
+from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.sentence import BATCH_TOKENS, POOLER, TASK_HEADS, most_tokens, positions_of
 from tandem_server.engine.native.shape import inventory_of, step_shape_of
 
@@ -36,7 +37,13 @@ def fused_footprint(config: DecoderConfig, wish: Wish) -> Footprint:
         token=config.cache_bytes_per_token(1 if wish.cache_dtype == "FP8" else packing.itemsize),
         fixed=GPU_FIXED if on_gpu else CPU_FIXED,
         loading=inventory.loading(packing),
-        steps=Steps(step_shape_of(config), packing.itemsize, on_gpu, inventory.unpacked(packing)),
+        steps=Steps(
+            step_shape_of(config),
+            packing.itemsize,
+            on_gpu,
+            inventory.unpacked(packing),
+            together=together_rows(on_gpu, packing.itemsize),
+        ),
         parameters=inventory.parameters,
         dtype=dtype,
         bounds=(*bounds, *_gpu_bounds(on_gpu)),

@@ -17,9 +17,10 @@ from tandem_server.engine.native.gpu_decoder import GpuDecoder
 from tandem_server.engine.native.graphs import Graphs
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.needs import Needs
-from tandem_server.engine.native.plan import StepPlan
+from tandem_server.engine.native.plan import Chunk, StepPlan
+from tandem_server.engine.native.prompts import Part, packs
 from tandem_server.engine.native.step import DeviceStep, StepOutput, masked
-from tandem_server.engine.native.transfer import StepInputs
+from tandem_server.engine.native.transfer import StepInputs, upload
 
 REMEMBERED_DRAWS = 48
 """Graphs of the sampler that are kept; some hundred kilobytes each."""
@@ -49,15 +50,32 @@ class GpuStep(DeviceStep):
         decoder: whose `decode_on_device` computes.
         sizes: numbers of rows that may be computed, ascending, ending with the number of slots.
         graphs: how launches are recorded.
+        checked: see `DeviceStep`.
+        together: rows of prompts that share a forward at most. Other numbers of rows take other matrix kernels, so in
+            float32, where nothing may depend on the neighbours, it is 0: each chunk has its own.
     """
 
-    def __init__(self, decoder: GpuDecoder, sizes: tuple[int, ...], graphs: Graphs, checked: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: GpuDecoder,
+        sizes: tuple[int, ...],
+        graphs: Graphs,
+        checked: bool = False,
+        together: int = 0,
+    ) -> None:
         super().__init__(decoder, sizes, checked)
+        self._together = together
         self._fused, self._graphs = decoder, graphs
         self._inputs = StepInputs(decoder.slots, decoder.device)
+        # All forwards write here: results of their own would be held for each number of rows.
+        self._results = Forward(
+            torch.zeros_like(self._hidden),
+            torch.zeros(decoder.slots, decoder.config.vocabulary, dtype=torch.float32, device=decoder.device),
+        )
         self._forwards: dict[int, Callable[[], Forward]] = {}
         self._draws: OrderedDict[tuple[int, Needs], Callable[[], Drawn] | None] = OrderedDict()
-        self._latest: tuple[int, Forward] | None = None
+        self._latest: int | None = None
+        """Rows of this step's forward."""
 
     @torch.inference_mode()
     def record(self, needs: Needs) -> None:
@@ -72,9 +90,8 @@ class GpuStep(DeviceStep):
             forward()
             if self._fused.recordable:
                 self._forwards[rows] = self._graphs.record(forward)
-        largest = self._forwards.get(self._sizes[-1])
-        if largest is not None:
-            self._draws[self._sizes[-1], needs] = self._graphs.record(partial(self._draw, largest().logits, needs))
+        rows = self._sizes[-1]
+        self._draws[rows, needs] = self._graphs.record(partial(self._draw, self._results.logits[:rows], needs))
 
     def _prepare(self, length_of: dict[int, int], samples: list[tuple[int, int]]) -> None:
         self._latest = None
@@ -86,19 +103,39 @@ class GpuStep(DeviceStep):
             poisoned = self._last_tokens[:rows][self._inputs.lengths[:rows] > 0] < 0
             assert not bool(poisoned.any()), "a decode row read a poisoned token"
         forward = self._forwards.get(rows) or partial(self._forward, rows)
-        self._latest = rows, forward()
-        return self._latest[1].hidden
+        self._latest = rows
+        return forward().hidden
+
+    def _read(self, chunks: list[Chunk], hidden: torch.Tensor, failures: dict[int, str]) -> None:
+        parts = [Part(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
+        for pack in packs(parts, self._together):
+            own = [chunks[number] for number in pack]
+            if len(own) == 1 or not self._read_together(own, [parts[number] for number in pack], hidden):
+                super()._read(own, hidden, failures)
+
+    def _read_together(self, chunks: list[Chunk], parts: list[Part], hidden: torch.Tensor) -> bool:
+        """False where memory is short for all of them at once: it may do for one after the other."""
+        tokens = upload([token for chunk in chunks for token in chunk.tokens], torch.int64, hidden.device)
+        slots = upload([part.slot for part in parts], torch.int64, hidden.device)
+        try:
+            # Rows of chunks that are not final go along: nobody reads them.
+            hidden.index_copy_(0, slots, self._fused.prefill_together(tokens, parts))
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def _sample(
         self, samples: list[tuple[int, int]], plan: StepPlan, hidden: torch.Tensor, empty: StepOutput
     ) -> StepOutput:
         rows = smallest_size(self._sizes, 1 + max(slot for slot, _ in samples))
-        if self._latest is not None and self._latest[0] == rows and not plan.chunks:
-            drawn = self._draw_of(rows, plan.needs, self._latest[1].logits)()
-        else:
+        logits = self._results.logits[:rows]
+        if self._latest != rows or plan.chunks:
             # Prompts end in this step, or it only samples what was left for later: rows of several forwards.
-            logits = self._decoder.head(hidden[:rows])
-            drawn = self._draw(masked(logits, plan.masks) if plan.masks else logits, plan.needs)
+            self._fused.head_into(hidden[:rows], logits)
+        if plan.masks:
+            drawn = self._draw(masked(logits, plan.masks), plan.needs)
+        else:
+            drawn = self._draw_of(rows, plan.needs, logits)()
         # A graph's results are overwritten by the next step, while this one's may still be on their way to the host.
         tokens, ids, values = (None if t is None else t.clone() for t in (drawn.tokens, drawn.ids, drawn.values))
         assert tokens is not None
@@ -107,8 +144,10 @@ class GpuStep(DeviceStep):
     def _forward(self, rows: int) -> Forward:
         lengths = self._inputs.lengths[:rows]
         tokens = torch.where(lengths > 0, self._last_tokens[:rows], 0)
-        hidden = self._fused.decode_on_device(tokens, lengths)
-        return Forward(hidden, self._fused.head(hidden))
+        results = Forward(self._results.hidden[:rows], self._results.logits[:rows])
+        results.hidden.copy_(self._fused.decode_on_device(tokens, lengths))
+        self._fused.head_into(results.hidden, results.logits)
+        return results
 
     def _draw(self, logits: torch.Tensor, needs: Needs) -> Drawn:
         rows = len(logits)
@@ -119,8 +158,6 @@ class GpuStep(DeviceStep):
     def _draw_of(self, rows: int, needs: Needs, logits: torch.Tensor) -> Callable[[], Drawn]:
         """The sampler for this mix: computed anew the first time, recorded the second time, then replayed."""
         key, draw = (rows, needs), partial(self._draw, logits, needs)
-        if rows not in self._forwards:
-            return draw  # these logits lie elsewhere in every step
         if key not in self._draws:
             self._draws[key] = None
             if len(self._draws) > REMEMBERED_DRAWS:

@@ -2,7 +2,8 @@
 
 Used by the GPU's step, which records a graph for each batch size at load. What a graph reads and writes must stand
 still: buffers by slot, block tables, weights, and the memory that its intermediate results got when it was recorded,
-which all graphs share, since they follow each other on one stream. A graph's results hold until the next graph runs.
+which all graphs share, since they follow each other on one stream. Results that a graph makes itself hold until the
+next graph runs, and their memory is nobody else's: what is large is written to buffers.
 """
 
 from collections.abc import Callable

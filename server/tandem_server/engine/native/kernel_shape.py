@@ -11,6 +11,9 @@ from tandem_server.engine.native.config import DecoderConfig
 LARGEST_TILE = 16 << 10
 """Bytes of keys that a program holds at once; as much again for values, times the stages of the pipeline."""
 
+PROMPT_TILE = 32 << 10
+"""Bytes of queries that a program of a prompt holds at once."""
+
 
 @dataclass(frozen=True)
 class KernelShape:
@@ -52,3 +55,13 @@ class KernelShape:
         It must not depend on the batch, or a row's bits would.
         """
         return attention_shares(self.kv_heads, self.processors, self.capacity, self.least_share)
+
+    def prompt_rows(self, itemsize: int) -> int:
+        """Queries that a program of a prompt multiplies at once, when each of their numbers has `itemsize` bytes."""
+        # float32 is multiplied without tensor cores, which takes more registers.
+        fitting = PROMPT_TILE // (power_of_two(self.size) * itemsize) // (2 if itemsize > 2 else 1)
+        return max(16, power_of_two(self.group), min(128, fitting))
+
+    def prompt_tokens(self, itemsize: int) -> int:
+        """Tokens of a prompt that a program computes for the query heads of one key head."""
+        return self.prompt_rows(itemsize) // power_of_two(self.group)

@@ -16,8 +16,9 @@ from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
-from tandem_server.engine.native.cpu_layout import cpu_layout, quantized_cpu_layout
+from tandem_server.engine.native.cpu_layout import cpu_layout, int8_cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear
+from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
 from tandem_server.engine.native.dtype import (
@@ -28,13 +29,14 @@ from tandem_server.engine.native.dtype import (
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
-from tandem_server.engine.native.gpu_decoder import GpuDecoder, MakeKernels
+from tandem_server.engine.native.gpu_decoder import GpuDecoder, gpu_kernels
 from tandem_server.engine.native.gpu_step import GpuStep
 from tandem_server.engine.native.graphs import CudaGraphs
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.model import Model
+from tandem_server.engine.native.prompts import together_rows
 from tandem_server.engine.native.quantized import Layout, layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
@@ -74,15 +76,24 @@ class Room:
     cache_dtype: torch.dtype
     chunk: int
     budget: int
+    together: int
+    """Rows of prompts that share a forward; see `GpuStep`."""
     step_bytes: int
     """Of the largest step."""
 
 
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     """Loads a decoder with everything a step needs. Raises LoadError."""
-    folder = Path(spec.path)
-    config, why = _choose_decoder(folder, spec)
+    config, why = _choose_decoder(Path(spec.path), spec)
     device = open_device(spec, config.hidden * max(2 * config.intermediate, config.qkv_width))
+    with computing(device):
+        return _load(spec, config, why, device, report)
+
+
+def _load(
+    spec: RunnerSpec, config: DecoderConfig, why: str | None, device: torch.device, report: ProgressReporter
+) -> NativeEngine:
+    """The rest of a load, `why` as `_choose_decoder` tells it."""
     slots = spec.slots or DEFAULT_SLOTS
     formats = _choose_formats(spec, config, device, slots, fused=why is None)
     before = used_bytes(device)
@@ -92,7 +103,11 @@ def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
     decoder = _make_decoder(config, weights, slots, room)
     decoder.prove_span()
     sizes = _row_sizes(decoder, formats.dtype)
-    step = GpuStep(decoder, sizes, CudaGraphs()) if isinstance(decoder, GpuDecoder) else DeviceStep(decoder, sizes)
+    step = (
+        GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
+        if isinstance(decoder, GpuDecoder)
+        else DeviceStep(decoder, sizes)
+    )
     limits = _limits(spec, decoder, room)
     warm_up(step, limits, device)
     overhead = _overhead(device, before, with_weights, weights, decoder)
@@ -134,11 +149,11 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
 
 def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
-    if device.type != "cpu" or spec.quantization not in ("None", "Int8", "Int4"):
+    if device.type != "cpu" or spec.quantization not in ("None", "Int8"):
         layout, by = layout_for(spec.quantization, device, slots), ""
         dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     elif spec.quantization != "None":
-        layout, by = quantized_cpu_layout(config, spec.quantization, device, slots)
+        layout, by = int8_cpu_layout(config, device, slots)
         dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     else:
         layouts = cache(partial(cpu_layout, config, slots=slots, fused=fused))
@@ -199,7 +214,10 @@ def _make_room(
     cache_dtype, on_gpu = choose_cache_dtype(spec.cache_dtype, formats.dtype, device, fused), device.type == "cuda"
     shape, unpacked = step_shape_of(config), inventory_of(config).unpacked(formats.packing) if fused else 0
     processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else MOST_PROCESSORS
-    steps = Steps(shape, formats.dtype.itemsize, on_gpu, unpacked, processors)
+    together = together_rows(on_gpu and fused, formats.dtype.itemsize)
+    steps = Steps(shape, formats.dtype.itemsize, on_gpu, unpacked, processors, together)
+    if on_gpu:
+        torch.cuda.empty_cache()  # what the weights' making left over can be had again
     token, free = config.cache_bytes_per_token(cache_dtype.itemsize), usable_bytes(device, spec.memory_limit)
 
     def needed(context: int) -> int:
@@ -208,7 +226,8 @@ def _make_room(
     context, reason = given_context(wish_of(spec), config.context_limit, slots, free, needed)
     largest = steps.bytes(slots, context)
     pool = pool_blocks(context, slots, token, free - largest) if spec.shared_cache else None
-    return Room(context, reason, pool, cache_dtype, steps.chunk, CUDA_BUDGET if on_gpu else CPU_BUDGET, largest)
+    budget = CUDA_BUDGET if on_gpu else CPU_BUDGET
+    return Room(context, reason, pool, cache_dtype, steps.chunk, budget, together, largest)
 
 
 def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Room) -> Model:
@@ -277,21 +296,13 @@ def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
         return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
 
 
-def gpu_kernels() -> MakeKernels:
-    """Makes the kernels that a GPU attends by. Raises LoadError where triton is missing."""
-    try:
-        from tandem_server.engine.native.paged_attention import PagedAttention
-    except ImportError as error:
-        raise LoadError(f"attention on a GPU needs triton, which comes with torch for CUDA: {error}") from None
-    return PagedAttention.of
-
-
 def _attention_text(decoder: Model) -> str:
     if isinstance(decoder, CpuDecoder):
         return "attention by kernels"
     if not isinstance(decoder, GpuDecoder):
         return f"attention by {decoder.span} keys"
-    return f"attention by kernels, {'in graphs' if decoder.recordable else 'without graphs, which experts rule out'}"
+    graphs = "in graphs" if decoder.recordable else "without graphs, which quantised experts rule out"
+    return f"attention by kernels, {graphs}"
 
 
 def _pool_text(limits: Limits) -> str:

@@ -1,9 +1,10 @@
-"""Attention of decode steps on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
+"""Attention on a GPU, and what stands before it, by kernels that find the cache's blocks themselves.
 
-Between the decoder and `paged_kernels.py`. A launch has the same shape whatever the sequences' lengths are, and reads
-lengths and block tables from the device, so that it can be part of a CUDA graph. A sequence is cut into shares by its
-own length alone, and their outcomes are joined in a fixed order: a row's bits depend on nothing but the row. Needs
-triton, so it is imported only where a GPU computes (and by tests, under triton's interpreter).
+Between the decoder and `paged_kernels.py` (decode steps) and `prompt_kernels.py`. A decode step's launch has the same
+shape whatever the sequences' lengths are, and reads lengths and block tables from the device, so that it can be part of
+a CUDA graph. A sequence is cut into shares by its own length alone, and their outcomes are joined in a fixed order: a
+row's bits depend on nothing but the row. Needs triton, so it is imported only where a GPU computes (and by tests, under
+triton's interpreter).
 """
 
 import math
@@ -14,6 +15,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 from tandem_api.fit_steps import power_of_two
 from tandem_server.engine.native import paged_kernels as kernels
+from tandem_server.engine.native import prompt_kernels
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.cache import PagedCache
 from tandem_server.engine.native.config import DecoderConfig
@@ -21,8 +23,13 @@ from tandem_server.engine.native.kernel_shape import KernelShape
 
 LOG2_E = math.log2(math.e)
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+OPERAND_BYTES = {tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
 GATE_PART = 1024
 """Numbers that a program of the gate makes."""
+HEADS_AT_ONCE = 8
+"""Heads of a prompt's token that a program norms, turns and caches."""
+JOINED_AT_ONCE = 16
+"""Shares whose partial results a program holds at once."""
 FP8_LIMIT = 448.0
 """The largest number of float8_e4m3fn; it has no infinity, so what is beyond would become NaN."""
 
@@ -73,6 +80,7 @@ class PagedAttention:
         tables: torch.Tensor,
         lengths: torch.Tensor,
         starts: torch.Tensor | None = None,
+        seats: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What stands between projection and attention in one kernel: norms, positions, new entries of the cache.
 
@@ -84,9 +92,10 @@ class PagedAttention:
             epsilon: of the norms.
             rope: cosines and signed sines `[positions, rotated]`; see `rope_tables`.
             layer: `[2 x kv_heads, positions, size]`, keys before values.
-            tables: int32 `[at least rows, blocks]`.
+            tables: int32 `[sequences, blocks]`.
             lengths: int32 `[rows]`, the new token counted.
-            starts: int64 `[at least rows]`: row of the position tables where each sequence's begin; None: all at 0.
+            starts: int64 `[sequences]`: row of the position tables where each sequence's begin; None: all at 0.
+            seats: int32 `[rows]`: which sequence each row is of; None: row i is of sequence i.
 
         Returns:
             Queries `[rows, kv_heads, group, size]`.
@@ -96,7 +105,9 @@ class PagedAttention:
         query = torch.empty(heads, dtype=projected.dtype, device=projected.device)
         cosines, sines = rope
         query_norm, key_norm = norms
-        kernels.turn_and_write[(rows, projected.shape[1])](
+        # A decode step has few rows, a prompt so many that starting programs is what takes the time.
+        at_once = 1 if seats is None else HEADS_AT_ONCE
+        kernels.turn_and_write[(rows, -(-projected.shape[1] // at_once))](
             projected,
             projected if query_norm is None else query_norm,
             projected if key_norm is None else key_norm,
@@ -105,6 +116,7 @@ class PagedAttention:
             lengths if starts is None else starts,
             lengths,
             tables,
+            lengths if seats is None else seats,
             query,
             layer,
             epsilon,
@@ -120,9 +132,11 @@ class PagedAttention:
             ROTATED=cosines.shape[-1],
             NORMED=query_norm is not None,
             STARTS=starts is not None,
+            SEATED=seats is not None,
+            AT_ONCE=at_once,
             BLOCK=BLOCK,
             LIMIT=FP8_LIMIT if layer.dtype.itemsize == 1 else 0.0,
-            num_warps=1,
+            num_warps=1 if seats is None else 4,
         )
         return query
 
@@ -194,7 +208,7 @@ class PagedAttention:
             SIZE=shape.size,
             SIZE_WIDE=wide,
             SHARES=shape.shares,
-            SHARES_WIDE=power_of_two(shape.shares),
+            AT_ONCE=JOINED_AT_ONCE,
             LEAST_TILES=max(1, shape.least_share // shape.tile),
             TILE=shape.tile,
             WINDOW=window or 0,
@@ -203,13 +217,86 @@ class PagedAttention:
         )
         return out
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of one program; see `attend_prompt`."""
+        return self.shape.prompt_tokens(OPERAND_BYTES[self._operand])
 
-def gated(both: torch.Tensor, activation: str) -> torch.Tensor:
-    """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`."""
+    def attend_prompt(
+        self,
+        query: torch.Tensor,
+        layer: torch.Tensor,
+        tables: torch.Tensor,
+        work: torch.Tensor,
+        *,
+        scale: float,
+        cap: float | None = None,
+        window: int | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mixed values of many tokens, some of each sequence, `[rows, kv_heads, group, size]`; see `attend`.
+
+        Args:
+            query: `[rows, kv_heads, group, size]`, the last two dimensions contiguous.
+            layer: as in `attend`, with the keys and values of these tokens in it.
+            tables: int32 `[sequences, blocks]`.
+            work: int32 `[programs, 4]`: first row, sequence, the first row's position in it, and how many rows follow
+                each other there, at most `prompt_tokens`. Rows that are in none are not made.
+            scale, cap, window, sinks: as in `attend`.
+        """
+        shape = self.shape
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        rows = shape.prompt_rows(OPERAND_BYTES[self._operand])
+        prompt_kernels.attend_prompt[(len(work), shape.kv_heads)](
+            query,
+            layer,
+            tables,
+            work,
+            out if sinks is None else sinks,
+            out,
+            scale * self._key_scale * (1.0 if cap is not None else LOG2_E),
+            0.0 if cap is None else cap,
+            self._value_scale,
+            query.stride(0),
+            query.stride(1),
+            layer.stride(0),
+            tables.stride(0),
+            KV_HEADS=shape.kv_heads,
+            GROUP=shape.group,
+            GROUP_WIDE=power_of_two(shape.group),
+            SIZE=shape.size,
+            SIZE_WIDE=power_of_two(shape.size),
+            ROWS=rows,
+            TILE=shape.tile,
+            BLOCK=BLOCK,
+            WINDOW=window or 0,
+            CAPPED=cap is not None,
+            SINKS=sinks is not None,
+            OPERAND=self._operand,
+            num_warps=8 if rows >= 128 else 4,
+            num_stages=2,
+        )
+        return out
+
+
+def gated(both: torch.Tensor, activation: str, limit: float | None = None, alpha: float = 1.0) -> torch.Tensor:
+    """`activation(gate) * up` of `both` `[rows, 2 x width]`, gates before ups; `activation` as in `config.py`.
+
+    With a `limit` it is `gate * sigmoid(gate * alpha) * (up + 1)`, both cut off there (a gate at its upper end alone).
+    """
     rows, width = both.shape[0], both.shape[1] // 2
     out = torch.empty(rows, width, dtype=both.dtype, device=both.device)
     part = min(GATE_PART, power_of_two(width))
     kernels.gate[(rows, -(-width // part))](
-        both, out, both.stride(0), WIDTH=width, PART=part, ACTIVATION=activation, num_warps=4
+        both,
+        out,
+        both.stride(0),
+        0.0 if limit is None else limit,
+        alpha,
+        WIDTH=width,
+        PART=part,
+        ACTIVATION=activation,
+        LIMITED=limit is not None,
+        num_warps=4,
     )
     return out

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
 # ruff: noqa: ANN001, ANN201
-"""Triton kernels of a decode step: attention over the paged cache, what comes before it, and a feed-forward's gate.
+"""Triton kernels of a step: decode attention over the paged cache, what comes before it, and a feed-forward's gate.
 
 Launched by `paged_attention.py`, which says what the arguments are. Names in capitals are known when a kernel is
 compiled. Query heads that share a key head are the rows of one product, padded to the 16 that tensor cores take.
@@ -60,7 +60,7 @@ def attend_share(
         at = row.to(tl.int64) * query_row + head * query_head
         q = tl.load(query + at + groups[:, None] * SIZE + dims[None, :], mask=is_query, other=0.0).to(OPERAND)
         keys_at = layer + head.to(tl.int64) * layer_head
-        values_at = keys_at + KV_HEADS * layer_head
+        values_at = layer + (head.to(tl.int64) + KV_HEADS) * layer_head
         most = tl.full([GROUP_WIDE], float("-inf"), tl.float32)
         total = tl.full([GROUP_WIDE], 0.0, tl.float32)
         mixed = tl.full([GROUP_WIDE, SIZE_WIDE], 0.0, tl.float32)
@@ -105,7 +105,7 @@ def join_shares(
     SIZE: tl.constexpr,
     SIZE_WIDE: tl.constexpr,
     SHARES: tl.constexpr,
-    SHARES_WIDE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     LEAST_TILES: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -115,23 +115,28 @@ def join_shares(
     row, head = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + row)
     _, _, tiles, own = cut(length, SHARES, LEAST_TILES, TILE, WINDOW)
-    shares, dims = tl.arange(0, SHARES_WIDE), tl.arange(0, SIZE_WIDE)
-    is_made = shares < (tiles + own - 1) // own
+    made = (tiles + own - 1) // own
+    dims = tl.arange(0, SIZE_WIDE)
     at = row.to(tl.int64) * HEADS + head
-    most = tl.load(most_of + at * SHARES + shares, mask=is_made, other=float("-inf"))
-    totals = tl.load(sum_of + at * SHARES + shares, mask=is_made, other=0.0)
-    is_number = is_made[:, None] & (dims[None, :] < SIZE)
-    parts = tl.load(partial + (at * SHARES + shares[:, None]) * SIZE + dims[None, :], mask=is_number, other=0.0)
-    highest = tl.max(most, 0)
+    most = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    mixed = tl.full([SIZE_WIDE], 0.0, tl.float32)
     if SINKS:
-        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
-        highest = tl.maximum(highest, sink)
-    highest = tl.where(length > 0, highest, 0.0)
-    weights = tl.exp2(most - highest)
-    total = tl.sum(totals * weights, 0)
-    if SINKS:
-        total += tl.exp2(sink - highest)
-    mixed = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0) * value_scale
+        most = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        total += 1.0
+    for first in range(0, made, AT_ONCE):
+        shares = first + tl.arange(0, AT_ONCE)
+        is_made = shares < made
+        highest_of = tl.load(most_of + at * SHARES + shares, mask=is_made, other=float("-inf"))
+        totals = tl.load(sum_of + at * SHARES + shares, mask=is_made, other=0.0)
+        is_number = is_made[:, None] & (dims[None, :] < SIZE)
+        parts = tl.load(partial + (at * SHARES + shares[:, None]) * SIZE + dims[None, :], mask=is_number, other=0.0)
+        higher = tl.maximum(most, tl.max(highest_of, 0))
+        fade, weights = tl.exp2(most - higher), tl.exp2(highest_of - higher)
+        total = total * fade + tl.sum(totals * weights, 0)
+        mixed = mixed * fade + tl.sum(parts * weights[:, None], 0)
+        most = higher
+    mixed = mixed / tl.where(length > 0, total, 1.0) * value_scale
     tl.store(out + at * SIZE + dims, mixed.to(out.dtype.element_ty), mask=dims < SIZE)
 
 
@@ -145,6 +150,7 @@ def turn_and_write(
     starts,
     lengths,
     tables,
+    seats,
     query,
     layer,
     epsilon,
@@ -160,53 +166,75 @@ def turn_and_write(
     ROTATED: tl.constexpr,
     NORMED: tl.constexpr,
     STARTS: tl.constexpr,
+    SEATED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """One head of one sequence's new token: a query is normed and turned, a key cached after that, a value as it is."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Some heads of one sequence's new token: queries are normed and turned, keys cached after that, values as is."""
+    row, heads = tl.program_id(0).to(tl.int64), tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     position = tl.load(lengths + row) - 1
+    seat = row
+    if SEATED:
+        seat = tl.load(seats + row).to(tl.int64)
     if position >= 0:
         dims = tl.arange(0, SIZE_WIDE)
-        is_number = dims < SIZE
-        source = projected + row * projected_row + head * SIZE
-        number = tl.load(source + dims, mask=is_number, other=0.0).to(tl.float32)
-        if head < HEADS + KV_HEADS:
-            is_turned = dims < ROTATED
-            partners = tl.where(is_turned, (dims + ROTATED // 2) % ROTATED, dims)
-            partner = tl.load(source + partners, mask=is_turned, other=0.0).to(tl.float32)
-            if NORMED:
-                spread = tl.rsqrt(tl.sum(number * number, 0) / SIZE + epsilon)
-                weights = query_norm if head < HEADS else key_norm
-                number *= spread * tl.load(weights + dims, mask=is_number, other=0.0).to(tl.float32)
-                partner *= spread * tl.load(weights + partners, mask=is_turned, other=0.0).to(tl.float32)
-            turn = position.to(tl.int64)
-            if STARTS:
-                turn += tl.load(starts + row)
-            cosine = tl.load(cosines + turn * ROTATED + dims, mask=is_turned, other=1.0).to(tl.float32)
-            sine = tl.load(sines + turn * ROTATED + dims, mask=is_turned, other=0.0).to(tl.float32)
-            number = number * cosine + partner * sine
-        if head < HEADS:
-            to = query + (row * HEADS + head) * SIZE + dims
-            tl.store(to, number.to(query.dtype.element_ty), mask=is_number)
-        else:
-            if LIMIT > 0:
-                number *= key_factor if head < HEADS + KV_HEADS else value_factor
-                number = tl.minimum(tl.maximum(number, -LIMIT), LIMIT)
-            block = tl.load(tables + row * table_row + position // BLOCK).to(tl.int64)
-            place = (head - HEADS).to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
-            tl.store(layer + place + dims, number.to(layer.dtype.element_ty), mask=is_number)
+        is_query, is_key = heads < HEADS, (heads >= HEADS) & (heads < HEADS + KV_HEADS)
+        is_number = (heads < HEADS + 2 * KV_HEADS)[:, None] & (dims < SIZE)[None, :]
+        source = projected + row * projected_row + heads[:, None] * SIZE
+        number = tl.load(source + dims[None, :], mask=is_number, other=0.0).to(tl.float32)
+        rotates = dims < ROTATED
+        is_turned = (is_query | is_key)[:, None] & rotates[None, :]
+        partners = tl.where(rotates, (dims + ROTATED // 2) % ROTATED, dims)
+        partner = tl.load(source + partners[None, :], mask=is_turned, other=0.0).to(tl.float32)
+        if NORMED:
+            spread = tl.rsqrt(tl.sum(number * number, 1) / SIZE + epsilon)[:, None]
+            of_query = tl.load(query_norm + dims, mask=dims < SIZE, other=0.0).to(tl.float32)[None, :]
+            of_key = tl.load(key_norm + dims, mask=dims < SIZE, other=0.0).to(tl.float32)[None, :]
+            weights = tl.where(is_query[:, None], of_query, of_key)
+            number = tl.where((is_query | is_key)[:, None], number * (spread * weights), number)
+            of_query = tl.load(query_norm + partners, mask=rotates, other=0.0).to(tl.float32)[None, :]
+            of_key = tl.load(key_norm + partners, mask=rotates, other=0.0).to(tl.float32)[None, :]
+            partner *= spread * tl.where(is_query[:, None], of_query, of_key)
+        turn = position.to(tl.int64)
+        if STARTS:
+            turn += tl.load(starts + seat)
+        cosine = tl.load(cosines + turn * ROTATED + dims, mask=rotates, other=1.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + turn * ROTATED + dims, mask=rotates, other=0.0).to(tl.float32)[None, :]
+        number = tl.where(is_turned, number * cosine + partner * sine, number)
+        to = query + (row * HEADS + heads[:, None]) * SIZE + dims[None, :]
+        tl.store(to, number.to(query.dtype.element_ty), mask=is_number & is_query[:, None])
+        if LIMIT > 0:
+            number *= tl.where(is_key, key_factor, value_factor)[:, None]
+            number = tl.minimum(tl.maximum(number, -LIMIT), LIMIT)
+        block = tl.load(tables + seat * table_row + position // BLOCK).to(tl.int64)
+        place = (heads - HEADS).to(tl.int64) * layer_head + (block * BLOCK + position % BLOCK) * SIZE
+        to = layer + place[:, None] + dims[None, :]
+        tl.store(to, number.to(layer.dtype.element_ty), mask=is_number & (heads >= HEADS)[:, None])
 
 
 @triton.jit
-def gate(both, out, both_row, WIDTH: tl.constexpr, PART: tl.constexpr, ACTIVATION: tl.constexpr):
+def gate(
+    both,
+    out,
+    both_row,
+    limit,
+    alpha,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMITED: tl.constexpr,
+):
     """Part of a row of `activation(gate) * up`, of which `both` has the gates before the ups."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * PART + tl.arange(0, PART)
     is_number = columns < WIDTH
     x = tl.load(both + row * both_row + columns, mask=is_number, other=0.0).to(tl.float32)
     up = tl.load(both + row * both_row + WIDTH + columns, mask=is_number, other=0.0).to(tl.float32)
-    if ACTIVATION == "silu":
+    if LIMITED:
+        x, up = tl.minimum(x, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1
+        x = x * tl.sigmoid(x * alpha)
+    elif ACTIVATION == "silu":
         x = x * tl.sigmoid(x)
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))

@@ -18,6 +18,8 @@ from tandem_server.engine.native.linear import Linear, MakeLinear, make_linear
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 IN_CACHE = 1 << 16
 """Numbers that are quantised at once, so that their float32 copies stay near and small."""
+ON_GPU = 1 << 22
+"""The same where a launch costs more than a cache's miss."""
 INNER_TILES = 8
 """Of the CUDA kernel's packing: it reads 16 x 8 inputs at once."""
 KERNEL_ERROR = 0.02
@@ -96,7 +98,7 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _rows_at_once(weight: torch.Tensor) -> int:
-    return max(1, IN_CACHE // weight.shape[1])
+    return max(1, (IN_CACHE if weight.device.type == "cpu" else ON_GPU) // weight.shape[1])
 
 
 def dequantize_int8(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,8 @@ class Sampler:
             self._counts[slot].zero_()
             self._in_prompt[slot].zero_()
             if is_penalised(s):
-                self._in_prompt[slot, upload(admission.prompt, torch.int64, self._device)] = True
+                # Not by an assignment: that would copy the number to the device and wait for it.
+                self._in_prompt[slot].index_fill_(0, upload(admission.prompt, torch.int64, self._device), True)
 
     def sample(self, logits: torch.Tensor, taken: torch.Tensor, positions: torch.Tensor, needs: Needs) -> Sampled:
         """The next token of the first `rows` slots.

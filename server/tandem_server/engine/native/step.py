@@ -18,7 +18,7 @@ from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.model import Model
 from tandem_server.engine.native.needs import Needs
-from tandem_server.engine.native.plan import BAD_ROW, NOTHING, StepPlan, StepResult
+from tandem_server.engine.native.plan import BAD_ROW, NOTHING, Chunk, StepPlan, StepResult
 from tandem_server.engine.native.sampler import Sampler
 
 FAILURES_IN_A_ROW = 8
@@ -84,7 +84,8 @@ class DeviceStep:
         for admission in plan.admitted:
             self._broken.discard(admission.slot)
             with self._contained("admission", (admission.slot,), failures):
-                self._last_tokens[admission.slot] = NOTHING
+                # Not by an assignment: to one number that is a copy from the host, which waits for the device.
+                self._last_tokens[admission.slot : admission.slot + 1].fill_(NOTHING)
                 self._decoder.cache.admit(admission.slot, admission.blocks, admission.reused)
                 self._decoder.begin(admission.slot, len(admission.prompt))
                 if self._history is not None:
@@ -105,12 +106,7 @@ class DeviceStep:
                     hidden[: len(decoded)] = decoded
                 else:
                     hidden = decoded
-        for chunk in plan.chunks:
-            if chunk.slot not in self._broken:
-                with self._contained("prompt chunk", (chunk.slot,), failures):
-                    last = self._decoder.prefill(chunk.slot, self._to_device(chunk.tokens), chunk.start)
-                    if chunk.final:
-                        hidden[chunk.slot : chunk.slot + 1] = last
+        self._read([chunk for chunk in plan.chunks if chunk.slot not in self._broken], hidden, failures)
         samples = [(slot, position) for slot, position in plan.samples if slot not in self._broken]
         sampling = self._now()
         output = StepOutput([], self._last_tokens[:0], None, None, failures, sampling)
@@ -118,6 +114,14 @@ class DeviceStep:
             with self._contained("sampling", [slot for slot, _ in samples], failures):
                 output = self._sample(samples, plan, hidden, output)
         return output
+
+    def _read(self, chunks: list[Chunk], hidden: torch.Tensor, failures: dict[int, str]) -> None:
+        """Prompts, one chunk after the other; what is to be sampled from a final one goes to its slot's `hidden`."""
+        for chunk in chunks:
+            with self._contained("prompt chunk", (chunk.slot,), failures):
+                last = self._decoder.prefill(chunk.slot, self._to_device(chunk.tokens), chunk.start)
+                if chunk.final:
+                    hidden[chunk.slot : chunk.slot + 1] = last
 
     def record(self, needs: Needs) -> None:
         """Called once, after the first steps, the last of which had `needs`: prepares for those that follow."""

@@ -4,10 +4,12 @@ Used by whatever stands on the path of a step. A copy from ordinary memory makes
 come to it, which is all that an overlapped loop must not do.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -61,6 +63,19 @@ def upload(numbers: object, dtype: torch.dtype, device: torch.device) -> torch.T
     """A tensor of `numbers` (nested lists) on `device`, made in stream order; the host does not wait."""
     tensor = torch.tensor(numbers, dtype=dtype)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def upload_each(arrays: Sequence[NDArray[np.int32]], device: torch.device) -> list[torch.Tensor]:
+    """Each of `arrays`, flat, by one copy in stream order; the host does not wait.
+
+    Each begins at a multiple of 16 bytes: kernels are compiled anew for a pointer that does not.
+    """
+    begins = list(itertools.accumulate((-(-array.size // 4) * 4 for array in arrays), initial=0))
+    whole = torch.empty(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
+    for begin, array in zip(begins, arrays, strict=False):
+        whole.numpy()[begin : begin + array.size] = array.ravel()
+    moved = whole.to(device, non_blocking=True)
+    return [moved[begin : begin + array.size] for begin, array in zip(begins, arrays, strict=False)]
 
 
 class StepInputs:

@@ -1,8 +1,9 @@
 """The first steps of a loaded model, on nobody's behalf, so that no request pays for set-up or finds memory short.
 
-Last part of a load. On a CPU a short prompt and one decode row do. On a GPU they are the largest there can be: a
-whole chunk that ends the context while every other slot decodes, through the sampler's most expensive parts. What
-that takes stays with the allocator, so it is counted into the model's size, and memory that is short shows now.
+Last part of a load. On a CPU a short prompt and one decode row do. On a GPU they are the largest there can be: as many
+prompt tokens as a step reads, and a whole chunk that ends the context while every other slot decodes, through the
+sampler's most expensive parts. What that takes stays with the allocator, so it is counted into the model's size, and
+memory that is short shows now.
 """
 
 import torch
@@ -52,8 +53,17 @@ def warm_up_plans(limits: Limits, worst: bool) -> list[StepPlan]:
     admitted = tuple(
         Admission(slot, sampling, [0], blocks=tuple(range(start, start + count))) for slot, start in starts.items()
     )
-    plans = [plan((*(Chunk(slot, 0, [0], True) for slot in others), chunk), (), admitted)]
+    left = limits.budget - length - len(others)
+    first = [chunk]
+    for slot in others:
+        more = max(0, min(length - 1, left))
+        left -= more
+        first.append(Chunk(slot, 0, [0] * (1 + more), True))
+    plans = [plan(tuple(first), (), admitted)]
     if others:
         plans.append(plan((chunk,), tuple(Decode(slot, 1) for slot in others)))
+    if worst:
+        # Few rows take other kernels than many.
+        plans.append(plan((Chunk(0, 0, [0] * min(2 * PROMPT, length), True),), ()))
     plans.append(plan((), (Decode(0, end), *(Decode(slot, 2) for slot in others))))
     return plans

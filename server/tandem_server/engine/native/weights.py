@@ -3,6 +3,7 @@
 Third step of a load. Query, key and value become one matrix, gate and up another: fewer, larger multiplications.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, ExpertsConfig
 from tandem_server.engine.native.families import ExpertNames
 from tandem_server.engine.native.feedforward import Dense, Experts, FeedForward
+from tandem_server.engine.native.gpu_experts import Matrices, StackedExperts, stacked
 from tandem_server.engine.native.linear import Linear, PlainLinear, make_linear
 from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
+from tandem_server.engine.native.staging import CudaCopies, Staging
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ class _Reader:
         self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device, layout: Layout
     ) -> None:
         self._checkpoint, self._config, self._dtype, self._device = checkpoint, config, dtype, device
-        self._layout = layout
+        self._staging = Staging(device, CudaCopies(device)) if device.type == "cuda" else None
+        self.held = layout.make
+        """How a matrix is held."""
+        self.stacks = device.type == "cuda" and layout is UNQUANTIZED
+        """A layer's experts are one tensor; see `StackedExperts`."""
         self.parameters = 0
         self.small_bytes = 0
 
@@ -77,12 +84,14 @@ class _Reader:
 
     def linear(self, parts: list[tuple[str, int]], inputs: int, bias: bool, exact: bool = False) -> Linear:
         """The matrices `parts` (name without `.weight`, outputs) as one below the other; `exact` is never quantised."""
-        weight = torch.cat([self.tensor(f"{name}.weight", size, inputs) for name, size in parts])
-        biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        make = make_linear if exact else self._layout.make
-        return make(weight, torch.cat(biases) if biases else None)
+        return (make_linear if exact else self.held)(*self.matrix(parts, inputs, bias))
 
-    def stacked(self, name: str, count: int, inputs: int, outputs: int, pairs: bool) -> list[Linear]:
+    def matrix(self, parts: list[tuple[str, int]], inputs: int, bias: bool = False) -> Matrices:
+        """As `linear`, weight `[outputs, inputs]` and bias, before anything is made of it."""
+        weight = torch.cat([self.tensor(f"{name}.weight", size, inputs) for name, size in parts])
+        return weight, torch.cat([self.tensor(f"{name}.bias", size) for name, size in parts]) if bias else None
+
+    def stacked(self, name: str, count: int, inputs: int, outputs: int, pairs: bool) -> Iterator[Matrices]:
         """`count` matrices with biases out of one tensor `[count, inputs, outputs]`.
 
         `pairs`: columns take turns between two matrices, which become one below the other.
@@ -90,13 +99,9 @@ class _Reader:
         order = [slice(0, None, 2), slice(1, None, 2)] if pairs else [slice(None)]
         weights = self._source(name, count, inputs, outputs)
         biases = self._source(f"{name}_bias", count, outputs)
-        return [
-            self._layout.make(
-                torch.cat([self._own(weight.t()[rows]) for rows in order]),
-                torch.cat([self._own(bias[rows]) for rows in order]),
-            )
-            for weight, bias in zip(weights, biases, strict=True)
-        ]
+        for weight, bias in zip(weights, biases, strict=True):
+            turned, own = self._own(weight).t(), self._own(bias)
+            yield torch.cat([turned[rows] for rows in order]), torch.cat([own[rows] for rows in order])
 
     def _source(self, name: str, *shape: int) -> torch.Tensor:
         source = self._checkpoint.read(name, shape)
@@ -105,6 +110,8 @@ class _Reader:
 
     def _own(self, source: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         # A copy in every case: what stays mapped would fault when the file goes away, and would be read-only.
+        if self._staging is not None:
+            return self._staging.upload(source).to(dtype or self._dtype)
         return torch.empty(source.shape, dtype=dtype or self._dtype, device=self._device).copy_(source)
 
 
@@ -184,9 +191,12 @@ def _load_experts(
         gate_ups = reader.stacked(f"{folder}.gate_up_proj", count, hidden, 2 * size, pairs=True)
         downs = reader.stacked(f"{folder}.down_proj", count, size, hidden, pairs=False)
     else:
-        gate_ups, downs = [], []
-        for expert in range(count):
-            gate, up, down = (f"{layer}.{part.format(expert)}" for part in (names.gate, names.up, names.down))
-            gate_ups.append(reader.linear([(gate, size), (up, size)], hidden, bias=False))
-            downs.append(reader.linear([(down, hidden)], size, bias=False))
-    return Experts(experts, router, gate_ups, downs, config.activation)
+        gates, ups, tails = (
+            [f"{layer}.{part.format(n)}" for n in range(count)] for part in (names.gate, names.up, names.down)
+        )
+        gate_ups = (reader.matrix([(g, size), (u, size)], hidden) for g, u in zip(gates, ups, strict=True))
+        downs = (reader.matrix([(tail, hidden)], size) for tail in tails)
+    if reader.stacks:
+        return StackedExperts(experts, router, stacked(gate_ups, count), stacked(downs, count), config.activation)
+    held = [[reader.held(*matrix) for matrix in matrices] for matrices in (gate_ups, downs)]
+    return Experts(experts, router, held[0], held[1], config.activation)
