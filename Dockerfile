@@ -11,7 +11,8 @@ COPY . .
 RUN uv sync --frozen --no-default-groups --no-editable $INSTALL
 
 FROM python:3.11-slim-bookworm
-# A C compiler for serving pods on GPUs: triton compiles the launcher of each kernel when it is first used.
+# A C compiler for serving pods: on GPUs triton compiles the launcher of each kernel when it is first used, and on CPUs
+# the native engine compiles its kernels for the machine at hand.
 ARG PACKAGES="gcc libc6-dev"
 RUN if [ -n "$PACKAGES" ]; then \
     apt-get update && apt-get install --yes --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; fi

@@ -1,10 +1,11 @@
 """Our native engine against transformers' `generate` and vLLM's CPU build: token rates and time to the first token.
 
 `make bench-engine`, or `python bench/engine.py [--rounds 4] [--dtype bfloat16] [--model demo]`; with `--quick` the
-135M shape in bfloat16 alone, twice, in under ten minutes on a quiet machine. The same checkpoint, prompts, threads and
-sampling for all; one engine at a time works, in changing order, round by round, so that a busy machine slows all alike.
-For that shape our weights of 8 and 4 bits are measured too, and the memory's bandwidth, by a sum over half a GiB on
-the same threads: reading all matrices once a token is the limit at batch 1 (the prompt's time counts against us).
+135M shape in bfloat16 alone, twice, in under ten minutes on a quiet machine. The same checkpoint, prompts, threads (on
+the same CPUs) and sampling for all; one engine at a time works, in changing order, round by round, so that a busy
+machine slows all alike. For that shape our weights of 8 and 4 bits are measured too, and the memory's bandwidth, by a
+sum over half a GiB on the same threads: reading all matrices once a token is the limit at batch 1 (the prompt's time
+counts against us).
 vLLM comes from `make env-vllm` and is left out where that was not run. Tells each round, and prints one JSON object.
 Ours is asked through its runner's wire, not over HTTP.
 """
@@ -15,6 +16,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +97,9 @@ def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) 
         if aimed:
             arms[MEMORY] = Memory(step_bytes(ours.loaded.weight_bytes, folder), ours.threads)
         began = time.monotonic()
+        bound = {"OMP_PROC_BIND": "true"} if own_cpus(ours.threads) else {}
         arms["transformers"] = Peer(
-            "transformers", "peer_transformers.py", sys.executable, folder, dtype, ours.threads, scratch
+            "transformers", "peer_transformers.py", sys.executable, folder, dtype, ours.threads, scratch, **bound
         )
         _ready(arms["transformers"], began)
         if options.vllm_python.exists():
@@ -109,7 +112,7 @@ def start(folder: Path, dtype: str, options: argparse.Namespace, scratch: Path) 
                 dtype,
                 ours.threads,
                 scratch,
-                **vllm_settings(options.vllm_python),
+                **vllm_settings(options.vllm_python, own_cpus(ours.threads)),
             )
             _ready(arms["vLLM"], began)
     except BaseException:
@@ -125,11 +128,17 @@ def step_bytes(weight_bytes: int, folder: Path) -> int:
     return weight_bytes - 2 * int(config["vocab_size"]) * int(config["hidden_size"])
 
 
-def vllm_settings(python: Path) -> dict[str, str]:
-    """Environment of vLLM: its caches outside the repository, no pinning of threads, as for the others."""
+def own_cpus(threads: int) -> list[int]:
+    """The CPUs of this process where there is one for each thread, else none: our runner places its threads so."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus if threads > 1 and threads == len(cpus) else []
+
+
+def vllm_settings(python: Path, cpus: Sequence[int] = ()) -> dict[str, str]:
+    """Environment of vLLM: its caches outside the repository, a thread on each of `cpus`, or wherever Linux puts it."""
     found = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)) if cpus else "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(CACHE / "vllm-cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "vllm-cache" / "inductor"),

@@ -1,6 +1,7 @@
 """Small random checkpoints made by transformers, and a link that records: what the engine's tests share."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from zlib import crc32
@@ -76,3 +77,19 @@ def make_checkpoint(tmp_path_factory):
 def recording_link():
     """The class, to be made with arrivals."""
     return RecordingLink
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def kernels(request, monkeypatch) -> str:
+    """What computes a fused decoder's steps on a CPU; without a C compiler torch's operators alone do."""
+    from tandem_server.engine.native.cpu_compiler import COMPILERS, NotCompiled
+
+    if request.param == "torch":
+
+        def missing(_):
+            raise NotCompiled("the test asked for torch")
+
+        monkeypatch.setattr("tandem_server.engine.native.cpu_layout.compiled_linear", missing)
+    elif not any(map(shutil.which, COMPILERS)):
+        pytest.skip("there is no C compiler")
+    return request.param

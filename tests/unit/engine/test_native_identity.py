@@ -10,6 +10,8 @@ import torch
 from engine_fakes import scattered
 
 from tandem_server.engine.native.blocks import Choice, near_home
+from tandem_server.engine.native.cpu_decoder import CpuDecoder
+from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.executors import InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.linear import PackedLinear, TransposedLinear, packing_available, row_invariant_sizes
@@ -22,7 +24,7 @@ from tandem_server.engine.wire import Abort, Add, RunnerSpec, Sampling, Tokens, 
 pytestmark = pytest.mark.torch
 
 REQUESTS = 200
-SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 150, "num_attention_heads": 6}
+SHAPE = {"hidden_size": 96, "num_hidden_layers": 2, "vocab_size": 150, "num_attention_heads": 6}
 
 
 @dataclass
@@ -108,9 +110,9 @@ def run(
     return answers
 
 
-@pytest.mark.parametrize("slots", [4, 6])
-def test_plain_and_overlapped_give_identical_tokens(slots, make_checkpoint, recording_link, seeds):
-    engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), slots)
+def test_plain_and_overlapped_give_identical_tokens(kernels, make_checkpoint, recording_link, seeds):
+    engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 4 if kernels == "torch" else 6)
+    assert isinstance(engine._step._decoder, CpuDecoder) == (kernels == "compiled")
     engine._step._checked = True
     for seed in seeds:
         rng = random.Random(seed)
@@ -136,8 +138,12 @@ def test_plain_and_overlapped_give_identical_tokens(slots, make_checkpoint, reco
                 assert one.finish == "stop" or len(one.tokens) == adds[number].max_tokens
 
 
-@pytest.mark.parametrize("layout", [TransposedLinear, PackedLinear])
-def test_alone_and_in_a_crowd_give_identical_tokens(layout, make_checkpoint, recording_link, monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "kernels"),
+    [(TransposedLinear, "torch"), (PackedLinear, "torch"), (CompiledLinear, "compiled")],
+    indirect=["kernels"],
+)
+def test_alone_and_in_a_crowd_give_identical_tokens(layout, kernels, make_checkpoint, recording_link, monkeypatch):
     if layout is PackedLinear:
         if not packing_available():
             pytest.skip("this build of torch does not pack weights")
@@ -198,14 +204,15 @@ def test_logprobs_are_told_for_the_chosen_and_the_likeliest(make_checkpoint, rec
     assert all(len(pairs) == 1 and pairs[0][1] < 0 for pairs in answers[2].logprobs)
 
 
-def test_a_request_with_nan_fails_alone_and_its_slot_is_clean_after(make_checkpoint, recording_link):
+def test_a_request_with_nan_fails_alone_and_its_slot_is_clean_after(kernels, make_checkpoint, recording_link):
     """One token's embedding is NaN: only the request that has it fails, and the slot's next user is not touched."""
     engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 2)
     healthy = Add(1, [5, 6, 7, 8], 30, Sampling(temperature=0.0))
     wanted = run(engine, True, [(0, healthy)], recording_link)[1].tokens
-    engine._step._decoder.weights.embedding[149] = torch.nan
+    bad = max(set(range(150)) - {*healthy.prompt, *wanted})
+    engine._step._decoder.weights.embedding[bad] = torch.nan
     # Behind all that the healthy ones ever write, where only masking and zeroing stand between it and them.
-    prompt = [5] * 60 + [149] + [7] * 5
+    prompt = [5] * 60 + [bad] + [7] * 5
     poisoned = [Add(100 + n, prompt, 30, Sampling(temperature=1.0, seed=n)) for n in range(4)]
     arrivals = [(0, poisoned[0]), (0, healthy), *((0, add) for add in poisoned[1:])]
     arrivals += [(0, msgspec.structs.replace(healthy, request=number)) for number in (2, 3, 4)]

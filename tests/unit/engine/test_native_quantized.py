@@ -11,6 +11,7 @@ from tandem_api.fit_weights import QUANTIZING
 from tandem_server.config import Settings
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native import quantized
+from tandem_server.engine.native.cpu_quantized import CompiledInt8
 from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.linear import make_linear, row_invariant_sizes
 from tandem_server.engine.native.load import load_generator
@@ -120,14 +121,15 @@ def test_rows_do_not_depend_on_the_batch(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_held_is_counted_and_told(kind, tied, make_checkpoint):
+def test_what_is_held_is_counted_and_told(kind, tied, kernels, make_checkpoint):
     folder = make_checkpoint("LlamaForCausalLM", dtype="bfloat16", tie_word_embeddings=tied, **WIDE)
     whole, engine = load(folder, "None", dtype="BFloat16"), load(folder, kind)
     assert engine.loaded.dtype == kind.lower()
     assert f"weights quantised to {kind}" in engine.loaded.engine_reason
     assert engine.loaded.parameters == whole.loaded.parameters
     weights = engine._step._decoder.weights
-    assert {type(linear) for linear in weights.linears()} == {Int8Linear if kind == "Int8" else Int4Linear}
+    torchs, ours = (Int8Linear, CompiledInt8) if kind == "Int8" else (Int4Linear, Int4Linear)
+    assert {type(linear) for linear in weights.linears()} == {torchs if kernels == "torch" else ours}
     small = sum(layer.input_norm.nbytes + layer.feed_norm.nbytes for layer in weights.layers) + weights.norm.nbytes
     held = sum(linear.bytes for linear in weights.linears())
     assert engine.loaded.weight_bytes == held + weights.embedding.nbytes + small

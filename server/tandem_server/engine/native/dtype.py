@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 
 from tandem_server.engine.interface import LoadError
+from tandem_server.engine.native.affinity import own_cpus
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.formats import format_of, stored_format
-from tandem_server.engine.native.linear import make_linear
+from tandem_server.engine.native.linear import MakeLinear, make_linear
 
 NAMES = {"Float32": torch.float32, "BFloat16": torch.bfloat16, "Float16": torch.float16}
 FP8 = torch.float8_e4m3fn
@@ -71,17 +72,20 @@ def choose_threads(available: int, timer: Callable[[int], float]) -> tuple[int, 
     return 1, f"1 thread by measurement ({numbers})"
 
 
-def time_threads(threads: int, config: DecoderConfig, slots: int, dtype: torch.dtype) -> float:
-    """Seconds as `time_largest_layer` has them; leaves torch with so many threads."""
+def time_threads(
+    threads: int, config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear
+) -> float:
+    """Seconds as `time_largest_layer` has them, threads placed as they will be; leaves torch with so many threads."""
     torch.set_num_threads(threads)
-    return time_largest_layer(config, slots, dtype)
+    with own_cpus(threads, caller=True):
+        return time_largest_layer(config, slots, dtype, make)
 
 
 @torch.inference_mode()
-def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype) -> float:
+def time_largest_layer(config: DecoderConfig, slots: int, dtype: torch.dtype, make: MakeLinear = make_linear) -> float:
     """Seconds of a multiplication by the widest layer matrix at 1 row, half of `slots` and all; the best of `TRIES`."""
     width = max(2 * config.intermediate, config.qkv_width)
-    linear = make_linear(torch.ones(width, config.hidden, dtype=dtype), None)
+    linear = make(torch.ones(width, config.hidden, dtype=dtype), None)
     seconds = 0.0
     for rows in sorted({1, max(1, slots // 2), slots}):
         x = torch.ones(rows, config.hidden, dtype=dtype)

@@ -4,12 +4,15 @@ Made by `load.py`; called by the runner.
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tandem_server.engine.interface import Link
+from tandem_server.engine.native.affinity import own_cpus
 from tandem_server.engine.native.cuda import CudaExecutor
 from tandem_server.engine.native.executors import Executor, InlineExecutor, WorkerExecutor
 from tandem_server.engine.native.grammar import Grammars
@@ -45,7 +48,8 @@ class NativeEngine:
         loop = Loop(scheduler, executor, link, StatsKeeper(link, scheduler, executor))
         try:
             if not self.overlapped:
-                loop.run_plain()
+                with self._placed(caller=False):
+                    loop.run_plain()
             elif isinstance(executor, WorkerExecutor):
                 executor.run_beside(loop.run_overlapped)
             else:
@@ -57,7 +61,13 @@ class NativeEngine:
     def _executor(self) -> Executor:
         if self._device.type == "cuda":
             return CudaExecutor(self._step.compute, self._device, self._limits.slots)
-        return (WorkerExecutor if self.overlapped else InlineExecutor)(self._step.compute)
+        if self.overlapped:
+            return WorkerExecutor(self._step.compute, partial(self._placed, caller=True))
+        return InlineExecutor(self._step.compute)
+
+    def _placed(self, caller: bool) -> AbstractContextManager[None]:
+        """Around the computing: see `own_cpus`."""
+        return own_cpus(torch.get_num_threads(), caller) if self._device.type == "cpu" else nullcontext()
 
     def _on_admit(self, add: Add, slot: int) -> None:
         self._admitted += 1

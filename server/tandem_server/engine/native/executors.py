@@ -6,6 +6,7 @@ The loops launch plans in order and ask each for its result later; at most two a
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -112,10 +113,11 @@ class WorkerExecutor:
     The thread that loaded the model must be the one that computes. OpenMP keeps a pool of workers for each thread that
     ever started parallel work, and once the pools together outnumber the cores none of them spins any more: a second
     pool cost 40 % of the token rate (two threads on two cores, 16 M model). So the loop moves, not the computation.
+    All of it happens within `around`, entered once the loop's own thread runs.
     """
 
-    def __init__(self, compute: Compute) -> None:
-        self._compute = compute
+    def __init__(self, compute: Compute, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._compute, self._around = compute, around
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.device_seconds = 0.0
 
@@ -141,7 +143,8 @@ class WorkerExecutor:
 
         thread = threading.Thread(target=guarded, name="loop", daemon=True)
         thread.start()
-        self._work()
+        with self._around():
+            self._work()
         thread.join()
         if failures:
             raise failures[0]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tandem_server.engine.native.config import ExpertsConfig
+from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.linear import Linear
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -60,6 +61,8 @@ class Dense:
         return [self._gate_up, self._down]
 
     def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self._gate_up, CompiledLinear) and self._activation == "silu":
+            return self._gate_up.gated(x)
         both = self._gate_up(x)
         if both.is_cuda:
             return _gate_kernel()(both, self._activation)

@@ -5,7 +5,7 @@ A weight packed for oneDNN, or stored transposed, does not (measured; `docs/deci
 faster one at batch 4 and above. `row_invariant_sizes` makes sure of it on the machine at hand, at every load.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -27,6 +27,10 @@ class Linear(Protocol):
 
     def onto(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`residual + y`, in one kernel where the device has one."""
+
+
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+"""A layer of a weight `[outputs, inputs]` and perhaps a bias."""
 
 
 class TransposedLinear:
@@ -85,17 +89,18 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """The layout for `weight` `[outputs, inputs]` on the device where it lies."""
     if weight.device.type != "cpu":
         return PlainLinear(weight, bias)
-    if packing_available() and (weight.numel() >= PACK_FROM_ELEMENTS or weight.dtype != torch.float32):
+    if packing_available(weight.dtype) and (weight.numel() >= PACK_FROM_ELEMENTS or weight.dtype != torch.float32):
         return PackedLinear(weight, bias)
     return TransposedLinear(weight, bias)
 
 
-def packing_available() -> bool:
-    """Whether this build of torch packs weights for oneDNN."""
+def packing_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch packs weights for oneDNN, and this CPU multiplies such."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (dtype is not torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported())
     )
 
 

@@ -4,7 +4,7 @@ Called by the runner. What comes out is an engine that waits for requests.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,6 +23,9 @@ from tandem_api.fit_weights import Packing
 from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
+from tandem_server.engine.native.cpu_decoder import CpuDecoder
+from tandem_server.engine.native.cpu_layout import cpu_layout, int8_cpu_layout
+from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
@@ -30,6 +33,7 @@ from tandem_server.engine.native.dtype import (
     choose_cache_dtype,
     choose_dtype,
     choose_threads,
+    time_largest_layer,
     time_threads,
 )
 from tandem_server.engine.native.engine import NativeEngine
@@ -99,7 +103,7 @@ def _load(
 ) -> NativeEngine:
     """The rest of a load, `why` as `_choose_decoder` tells it."""
     slots = spec.slots or DEFAULT_SLOTS
-    formats = _choose_formats(spec, config, device, slots)
+    formats = _choose_formats(spec, config, device, slots, fused=why is None)
     before = used_bytes(device)
     with tidy(device):
         config, weights = _read_weights(spec, config, formats, device, report, fused=why is None)
@@ -152,12 +156,27 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
     return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
 
 
-def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int) -> Formats:
+def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
-    layout = layout_for(spec.quantization, device, slots)
-    dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    if device.type != "cpu" or spec.quantization not in ("None", "Int8"):
+        layout, by = layout_for(spec.quantization, device, slots), ""
+        dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    elif spec.quantization != "None":
+        layout, by = int8_cpu_layout(config, device, slots)
+        dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
+    else:
+        layouts = cache(partial(cpu_layout, config, slots=slots, fused=fused))
+        dtype, reason = choose_dtype(
+            spec.dtype,
+            config,
+            device,
+            slots,
+            lambda dtype: time_largest_layer(config, slots, dtype, layouts(dtype)[0].make),
+        )
+        layout, by = layouts(dtype)
+    reason += f"; {by}" if by else ""
     if device.type == "cpu" and spec.threads is None:
-        timer = partial(time_threads, config=config, slots=slots, dtype=dtype)
+        timer = partial(time_threads, config=config, slots=slots, dtype=dtype, make=layout.make)
         threads, threads_reason = choose_threads(torch.get_num_threads(), timer)
         torch.set_num_threads(threads)
         reason += f"; {threads_reason}" if threads_reason else ""
@@ -220,7 +239,8 @@ def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Roo
         return LibraryDecoder(config, weights, slots, room.context)
     if weights.embedding.device.type == "cuda":
         return GpuDecoder(config, weights, slots, room.context, gpu_kernels(), room.pool, room.cache_dtype)
-    return Decoder(config, weights, slots, room.context, room.pool)
+    kind = CpuDecoder if isinstance(weights.head, CompiledLinear) else Decoder
+    return kind(config, weights, slots, room.context, room.pool)
 
 
 def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
@@ -233,7 +253,7 @@ def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
         slot_blocks=decoder.cache.slot_blocks,
         span=decoder.span,
         pool_blocks=room.pool,
-        reads_own=isinstance(decoder, GpuDecoder),
+        reads_own=isinstance(decoder, GpuDecoder | CpuDecoder),
         # What is kept of a sequence that may have to be read again does not hold for another.
         reuse=spec.prefix_cache and decoder.switch is None,
     )
@@ -281,6 +301,8 @@ def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
 
 
 def _attention_text(decoder: Model) -> str:
+    if isinstance(decoder, CpuDecoder):
+        return "attention by kernels"
     if not isinstance(decoder, GpuDecoder):
         return f"attention by {decoder.span} keys"
     graphs = "in graphs" if decoder.recordable else "without graphs, which quantised experts rule out"

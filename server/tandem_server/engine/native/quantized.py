@@ -6,7 +6,6 @@ and a zero point for every `GROUP` inputs of one. Scales are rounded to bfloat16
 their own rounding costs nothing. The kernel is checked against its dequantised weight at every load.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 
 from tandem_api.fit_weights import GROUP, TILE
 from tandem_server.engine.interface import LoadError
-from tandem_server.engine.native.linear import Linear, make_linear
+from tandem_server.engine.native.linear import Linear, MakeLinear, make_linear
 
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 IN_CACHE = 1 << 16
@@ -25,8 +24,6 @@ INNER_TILES = 8
 """Of the CUDA kernel's packing: it reads 16 x 8 inputs at once."""
 KERNEL_ERROR = 0.02
 """Largest difference of a kernel's outputs to the dequantised product, as a share of their size; rounding is 0.4 %."""
-
-MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
 
 @dataclass(frozen=True)

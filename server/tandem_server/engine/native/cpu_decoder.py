@@ -1,0 +1,181 @@
+"""The fused decoder on a CPU where our own kernels are compiled: one call computes a step, or a prompt's chunk.
+
+Between `step.py` and `cpu_kernels.c`. Torch's operators cost more to call than small rows take to compute (half of a
+step's time at batch 1, two thirds at 8), so norms, positions, the cache, attention and activations are done where the
+matrices are multiplied. Attention finds a row's blocks in the cache's tables and reads what the row has and no more;
+a prompt's tokens are to it as many sequences, one longer than the other, that share their blocks.
+"""
+
+import ctypes
+
+import torch
+
+from tandem_server.engine.native.blocks import BLOCK
+from tandem_server.engine.native.config import DecoderConfig
+from tandem_server.engine.native.cpu_compiler import kernels
+from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear, Matrix
+from tandem_server.engine.native.decoder import Decoder
+from tandem_server.engine.native.weights import DecoderWeights
+
+CHUNK = 128
+"""Keys whose scores are held at once, as in `cpu_kernels.c`."""
+PHASES = 8
+"""Of a layer, as in `cpu_kernels.c`."""
+LARGEST_HEAD = 256
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of `cpu_kernels.c`."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("input_norm", "feed_norm", "query_norm", "key_norm")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "cache")),
+        ("window", ctypes.c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    """`Model` of `cpu_kernels.c`."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        ("norm", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "intermediate", "heads", "kv_heads", "size")),
+        *((name, ctypes.c_int64) for name in ("rotated", "places", "threads")),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Step(ctypes.Structure):
+    """`Step` of `cpu_kernels.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("turned", "lengths", "tables", "x", "hidden", "qkv", "mixed", "inner")),
+        *((name, ctypes.c_void_p) for name in ("normed", "scores", "counters")),
+        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride")),
+    )
+
+
+def why_not(config: DecoderConfig) -> str | None:
+    """What of the model the kernels do not compute; None: they compute it."""
+    family = config.family
+    rotated = {layer.rope.rotated_size(config.head_size) for layer in config.layer_configs}
+    sizes = (config.hidden, config.intermediate, config.head_size)
+    found = {
+        "experts": config.experts is not None,
+        "norms behind a block": family.sandwich,
+        "norms in float32": family.exact_norms,
+        "score caps or sinks": not config.plain_attention,
+        f"the activation {config.activation}": config.activation != "silu",
+        f"sizes that are no multiple of {LANES}": any(size % LANES for size in sizes),
+        f"heads of {config.head_size}": config.head_size > LARGEST_HEAD,
+        "layers that turn differently": len(rotated) > 1,
+    }
+    return next((what for what, is_so in found.items() if is_so), None)
+
+
+class CpuDecoder(Decoder):
+    """See `Decoder`; the weights are `CompiledLinear`s, and `why_not` finds nothing."""
+
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int, pool_blocks: int | None = None
+    ) -> None:
+        super().__init__(config, weights, slots, context, pool_blocks)
+        self._kernel = kernels(self.dtype).tandem_layers
+        self._ropes = {rope: (cos.contiguous(), sin.contiguous()) for rope, (cos, sin) in self._ropes.items()}
+        self._layer_structs = (_Layer * config.layers)(*(self._layer_struct(index) for index in range(config.layers)))
+        threads = torch.get_num_threads()
+        self._model = _Model(
+            self._layer_structs,
+            weights.norm.data_ptr(),
+            config.layers,
+            config.hidden,
+            config.intermediate,
+            config.heads,
+            config.kv_heads,
+            config.head_size,
+            config.layer_configs[0].rope.rotated_size(config.head_size),
+            self.cache.layers[0].shape[1],
+            threads,
+            config.norm_epsilon,
+            config.attention_scale or config.head_size**-0.5,
+        )
+        self._scores = torch.empty(threads, config.heads * (CHUNK + config.head_size + 2))
+        self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
+        self._scratch = self._scratch_of(slots)
+
+    @property
+    def span(self) -> int:
+        """See `Decoder.span`: nothing is read beyond the block of a sequence's last token."""
+        return BLOCK
+
+    def prove_span(self) -> None:
+        """Nothing is to be found out: attention reads what a row has and no more."""
+
+    def decode(
+        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
+        """See `Decoder.decode`."""
+        rows = len(lengths)
+        turned = positions
+        if any(self._rope_starts[:rows]):
+            turned = positions + torch.tensor(self._rope_starts[:rows])
+        seen = torch.tensor(lengths, dtype=torch.int32)
+        return self._layers(tokens, turned, seen, self.cache.tables, self.cache.slot_blocks, 0)
+
+    def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """See `Decoder.prefill`."""
+        end = start + len(tokens)
+        turned = torch.arange(start, end) + self._rope_starts[slot]
+        seen = torch.arange(start + 1, end + 1, dtype=torch.int32)
+        return self._layers(tokens, turned, seen, self.cache.tables[slot], 0, len(tokens) - 1)
+
+    def _layers(
+        self,
+        tokens: torch.Tensor,
+        turned: torch.Tensor,
+        seen: torch.Tensor,
+        tables: torch.Tensor,
+        table_stride: int,
+        first: int,
+    ) -> torch.Tensor:
+        """`Step` of `cpu_kernels.c`: hidden states of the rows from `first` on, normalised."""
+        rows = len(tokens)
+        if rows > len(self._scratch[0]):
+            self._scratch = self._scratch_of(rows)
+        x = self._embed(tokens).float()
+        hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
+        tensors = (turned, seen, tables, x, hidden, *self._scratch, self._scores, self._counters)
+        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows, first, table_stride)
+        self._kernel(ctypes.byref(self._model), ctypes.byref(step))
+        return hidden
+
+    def _scratch_of(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """Room for `rows` rows; kept, for fresh memory costs a fault a page."""
+        config = self.config
+        widths = (config.heads * config.head_size, config.intermediate, config.hidden)
+        return (
+            torch.empty(rows, config.qkv_width),
+            *(torch.empty(rows, width, dtype=self.dtype) for width in widths),
+        )
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `Decoder.head`; the logits are not rounded to the weights' format."""
+        head, cap = self.weights.head, self.config.logit_cap
+        assert isinstance(head, CompiledLinear)
+        logits = head.floats(hidden)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _layer_struct(self, index: int) -> _Layer:
+        layer, own = self.weights.layers[index], self.config.layer_configs[index]
+        matrices = [layer.qkv, layer.output, *layer.feed.linears()]
+        norms = (layer.input_norm, layer.feed_norm, layer.query_norm, layer.key_norm)
+        return _Layer(
+            *(matrix.matrix for matrix in matrices if isinstance(matrix, CompiledLinear)),
+            *(None if norm is None else norm.data_ptr() for norm in norms),
+            *(table.data_ptr() for table in self._ropes[own.rope]),
+            self.cache.layers[index].data_ptr(),
+            own.window or 0,
+        )
