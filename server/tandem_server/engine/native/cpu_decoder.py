@@ -53,8 +53,8 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("turned", "lengths", "tables", "x", "hidden", "qkv", "mixed", "inner")),
-        *((name, ctypes.c_void_p) for name in ("normed", "scores", "counters")),
-        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride")),
+        *((name, ctypes.c_void_p) for name in ("normed", "sums", "scores", "counters")),
+        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride", "sums_width")),
     )
 
 
@@ -104,6 +104,7 @@ class CpuDecoder(Decoder):
         )
         self._scores = torch.empty(threads, config.heads * (CHUNK + config.head_size + 2))
         self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
+        self._sums_width = max(m.sums_width for m in weights.linears() if isinstance(m, CompiledLinear))
         self._scratch = self._scratch_of(slots)
 
     @property
@@ -148,7 +149,7 @@ class CpuDecoder(Decoder):
         x = self._embed(tokens).float()
         hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
         tensors = (turned, seen, tables, x, hidden, *self._scratch, self._scores, self._counters)
-        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows, first, table_stride)
+        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows, first, table_stride, self._sums_width)
         self._kernel(ctypes.byref(self._model), ctypes.byref(step))
         return hidden
 
@@ -159,6 +160,7 @@ class CpuDecoder(Decoder):
         return (
             torch.empty(rows, config.qkv_width),
             *(torch.empty(rows, width, dtype=self.dtype) for width in widths),
+            torch.empty(self._model.threads * rows * self._sums_width),
         )
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@
 #define ROWS 8     /* rows of a tile of the product: with two panels, 16 accumulators */
 #define GROUP 32   /* inputs whose weights are widened at once */
 #define CHUNK 128  /* keys whose scores are held at once */
+#define QUANTUM 32 /* inputs that share a scale and a zero point in INT4; `fit_weights.GROUP` */
 #define BLOCK 32   /* positions of a block of the cache; `blocks.BLOCK` */
 #define AHEAD 1024 /* bytes that the weights are fetched before they are needed */
 #define PHASES 8   /* of a layer */
@@ -96,10 +97,10 @@ INLINE vec exponential(vec x) {
 }
 
 /* ---- what Python hands over ---- */
-enum { NUMS, INT8 };
+enum { NUMS, INT8, INT4 };
 
 typedef struct {
-    const void *weight; /* panels of LANES outputs: [outputs / LANES][inputs / PAIR][LANES][PAIR] */
+    const void *weight; /* panels of LANES outputs: [outputs / LANES][inputs / PAIR][LANES][PAIR], or Quanta */
     const num *bias;    /* [outputs], or NULL */
     const void *scales; /* INT8: num [outputs] */
     int64_t inputs, outputs, kind;
@@ -129,31 +130,41 @@ typedef struct {
     float *qkv;             /* scratch: [rows, qkv width] */
     num *mixed, *inner;     /* scratch: [rows, heads * size], [rows, intermediate] */
     num *normed;            /* scratch: [rows, hidden] */
+    float *sums;            /* scratch: [threads, rows * sums_width] */
     float *scores;          /* scratch: [threads, heads * (CHUNK + size + 2)] */
     int64_t *counters;      /* scratch: [layers, PHASES] */
     int64_t rows, first;    /* rows before `first` are of use to later tokens only */
     int64_t table_stride;
+    int64_t sums_width; /* INT4: quanta of the widest row that is multiplied */
 } Step;
 
 /* ---- the product ---- */
-INLINE vec multiply_add(vec acc, const num *w, const num *x) {
-#if defined(TANDEM_BF16) && defined(__AVX512BF16__)
+#ifdef TANDEM_BF16
+/* Two inputs' weights for each output: as the machine's instruction wants them, else as float32. */
+#ifdef __AVX512BF16__
+typedef __m512i Pair;
+INLINE Pair pair_of(bits b) { return (__m512i)b; }
+INLINE vec add_pair(vec acc, Pair w, const num *x) {
     int32_t pair;
     memcpy(&pair, x, 4);
-    __m512i weights = _mm512_loadu_si512(w);
-    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(pair));
-#elif defined(TANDEM_BF16)
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+}
+#else
+typedef struct { vec first, second; } Pair;
+INLINE Pair pair_of(bits b) { return (Pair){(vec)(b << 16), (vec)(b & 0xffff0000u)}; }
+INLINE vec add_pair(vec acc, Pair w, const num *x) {
+    acc += w.first * widen(x[0]);
+    return acc + w.second * widen(x[1]);
+}
+#endif
+INLINE vec multiply_add(vec acc, const num *w, const num *x) {
     bits b;
     memcpy(&b, w, sizeof b);
-    uint32_t pair;
-    memcpy(&pair, x, 4);
-    union { uint32_t b; float f; } first = {pair << 16}, second = {pair & 0xffff0000u};
-    acc += (vec)(b << 16) * first.f;
-    return acc + (vec)(b & 0xffff0000u) * second.f;
-#else
-    return acc + loadf(w) * *x;
-#endif
+    return add_pair(acc, pair_of(b), x);
 }
+#else
+INLINE vec multiply_add(vec acc, const num *w, const num *x) { return acc + loadf(w) * *x; }
+#endif
 
 /* `rows` rows against two panels at once; unrolled for each constant number of rows. */
 INLINE void tile(vec acc[ROWS][2], const num *a, const num *b, const num *x, int64_t stride, int rows, int64_t inputs) {
@@ -217,6 +228,83 @@ static void narrow(vec acc[ROWS][2], const Matrix *m, const int64_t panel[2], co
         for (int side = 0; side < 2; side++)
             acc[r][side] *= load((const num *)m->scales + panel[side] * LANES);
 }
+
+/* QUANTUM inputs of a panel, [panels][inputs / QUANTUM]: a weight is (number - 8) * scale + zero. A word holds eight
+ * inputs of one output, the even ones in its low half: two neighbours are always 16 bits apart. */
+typedef struct {
+    uint32_t numbers[QUANTUM / 8][LANES];
+    num scale_and_zero[LANES][2];
+} Quanta;
+
+#ifdef __AVX512BF16__
+/* -8 to 7 twice: looked up by five bits, of which the highest is a neighbour's. */
+static const num NUMBERS[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+                                0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+                                0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+INLINE Pair unpack(bits word, int place) {
+    return _mm512_permutexvar_epi16((__m512i)(word >> (4 * place)), _mm512_loadu_si512(NUMBERS));
+}
+#else
+INLINE Pair unpack(bits word, int place) {
+    ints even = (ints)(word >> (4 * place) & 15) - 8, odd = (ints)(word >> (4 * place + 16) & 15) - 8;
+    return (Pair){__builtin_convertvector(even, vec), __builtin_convertvector(odd, vec)};
+}
+#endif
+
+/* `rows` rows against one panel; `sums` of the rows' inputs, [rows][count], since a zero point is in all of them.
+ * A quantum's sum begins anew, so the processor adds up several at once. */
+INLINE void tile_int4(vec acc[ROWS], const Quanta *q, const num *x, const float *sums, int rows, int64_t count) {
+    vec total[ROWS];
+    for (int r = 0; r < rows; r++) total[r] = (vec){0};
+    for (int64_t k = 0; k < count; k++, q++) {
+        vec own[ROWS];
+        for (int r = 0; r < rows; r++) own[r] = (vec){0};
+#pragma GCC unroll 4
+        for (int eight = 0; eight < QUANTUM / 8; eight++) {
+            bits word;
+            memcpy(&word, q->numbers[eight], sizeof word);
+            __builtin_prefetch((const char *)q->numbers[eight] + AHEAD);
+#pragma GCC unroll 4
+            for (int place = 0; place < 4; place++) {
+                Pair w = unpack(word, place);
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++)
+                    own[r] = add_pair(own[r], w, x + (r * count + k) * QUANTUM + eight * 8 + place * 2);
+            }
+        }
+        bits both;
+        memcpy(&both, q->scale_and_zero, sizeof both);
+        __builtin_prefetch((const char *)q->scale_and_zero + AHEAD);
+        vec scale = (vec)(both << 16), zero = (vec)(both & 0xffff0000u);
+        for (int r = 0; r < rows; r++) total[r] += own[r] * scale + zero * sums[r * count + k];
+    }
+    for (int r = 0; r < rows; r++) acc[r] = total[r];
+}
+
+static void product_int4(vec acc[ROWS][2], const Matrix *m, const int64_t panel[2], const num *x, const float *sums,
+                         int rows) {
+    int64_t n = m->inputs / QUANTUM;
+    for (int side = 0; side < 2; side++) {
+        const Quanta *q = (const Quanta *)m->weight + panel[side] * n;
+        vec one[ROWS];
+        switch (rows) {
+            case 1: tile_int4(one, q, x, sums, 1, n); break;
+            case 2: tile_int4(one, q, x, sums, 2, n); break;
+            case 3: tile_int4(one, q, x, sums, 3, n); break;
+            case 4: tile_int4(one, q, x, sums, 4, n); break;
+            case 5: tile_int4(one, q, x, sums, 5, n); break;
+            case 6: tile_int4(one, q, x, sums, 6, n); break;
+            case 7: tile_int4(one, q, x, sums, 7, n); break;
+            default: tile_int4(one, q, x, sums, 8, n);
+        }
+        for (int r = 0; r < rows; r++) acc[r][side] = one[r];
+    }
+}
+
+/* Of each QUANTUM of inputs. */
+static void sum_quanta(float *sums, const num *x, int64_t rows, int64_t inputs) {
+    for (int64_t i = 0; i < rows * (inputs / QUANTUM); i++, x += QUANTUM) sums[i] = sum(load(x) + load(x + LANES));
+}
 #endif
 
 enum { TO_NUMS, TO_FLOATS, ONTO_NUMS, ONTO_FLOATS, GATED };
@@ -227,7 +315,8 @@ INLINE vec silu(vec x) {
 }
 
 /* Panels `2 * task` and the one behind it (GATED: a gate's and its up's), for all rows. */
-static void panels(const Matrix *m, const num *x, int64_t rows, int64_t task, int mode, void *out, const num *onto) {
+static void panels(const Matrix *m, const num *x, const float *sums, int64_t rows, int64_t task, int mode, void *out,
+                   const num *onto) {
     int64_t count = m->outputs / LANES, size = m->inputs * LANES, half = count / 2;
     int64_t first = mode == GATED ? task : 2 * task, second = mode == GATED ? task + half : first + 1;
     int alone = second >= count; /* an odd last panel is computed twice, and kept once */
@@ -240,7 +329,10 @@ static void panels(const Matrix *m, const num *x, int64_t rows, int64_t task, in
         int n = rows - row < ROWS ? (int)(rows - row) : ROWS;
         vec acc[ROWS][2];
 #ifdef TANDEM_BF16
-        if (m->kind != NUMS) narrow(acc, m, (const int64_t[2]){first, second}, x + row * m->inputs, n);
+        const int64_t both[2] = {first, second};
+        if (m->kind == INT8) narrow(acc, m, both, x + row * m->inputs, n);
+        else if (m->kind == INT4)
+            product_int4(acc, m, both, x + row * m->inputs, sums + row * (m->inputs / QUANTUM), n);
         else
 #endif
             product(acc, a, b, x + row * m->inputs, m->inputs, n, m->inputs);
@@ -268,24 +360,31 @@ static int64_t tasks_of(const Matrix *m, int mode) {
     return mode == GATED ? count / 2 : (count + 1) / 2;
 }
 
-/* The caller's share of all panels; others take theirs from the same counter. */
-static void share(const Matrix *m, const num *x, int64_t rows, int mode, void *out, const num *onto, int64_t *counter,
-                  int64_t threads) {
+/* The caller's share of all panels; others take theirs from the same counter. `sums` is scratch of the caller's own. */
+static void share(const Matrix *m, const num *x, float *sums, int64_t rows, int mode, void *out, const num *onto,
+                  int64_t *counter, int64_t threads) {
+#ifdef TANDEM_BF16
+    if (m->kind == INT4) sum_quanta(sums, x, rows, m->inputs);
+#endif
     int64_t tasks = tasks_of(m, mode), at_once = tasks / (threads * 8);
     if (at_once < 1) at_once = 1;
     for (;;) {
         int64_t task = __atomic_fetch_add(counter, at_once, __ATOMIC_RELAXED);
         if (task >= tasks) return;
         for (int64_t end = task + at_once < tasks ? task + at_once : tasks; task < end; task++)
-            panels(m, x, rows, task, mode, out, onto);
+            panels(m, x, sums, rows, task, mode, out, onto);
     }
 }
 
-/* `out` = x W^T + bias: in numbers or float32, or onto what `onto` holds, or silu(gate) * up of its two halves. */
-void tandem_linear(const Matrix *m, const num *x, int64_t rows, int mode, void *out, const num *onto, int64_t threads) {
+extern int omp_get_thread_num(void);
+
+/* `out` = x W^T + bias: in numbers or float32, or onto what `onto` holds, or silu(gate) * up of its two halves.
+ * `sums`: scratch of [threads, rows * inputs / QUANTUM] for INT4. */
+void tandem_linear(const Matrix *m, const num *x, float *sums, int64_t rows, int mode, void *out, const num *onto,
+                   int64_t threads) {
     int64_t counter = 0;
 #pragma omp parallel num_threads(threads)
-    share(m, x, rows, mode, out, onto, &counter, threads);
+    share(m, x, sums + omp_get_thread_num() * rows * (m->inputs / QUANTUM), rows, mode, out, onto, &counter, threads);
 }
 
 /* ---- the rest of a layer ---- */
@@ -416,8 +515,6 @@ static void norm_share(const Model *m, const Step *s, const num *weight, int64_t
         norm(out + row * m->hidden, s->x + row * m->hidden, weight, m->hidden, m->epsilon);
 }
 
-extern int omp_get_thread_num(void);
-
 /* Each row's token through all layers; a row may be of a sequence of its own, or of one that all are of. */
 void tandem_layers(const Model *m, const Step *s) {
     int64_t threads = m->threads, query = m->heads * m->size;
@@ -425,6 +522,7 @@ void tandem_layers(const Model *m, const Step *s) {
 #pragma omp parallel num_threads(threads)
     {
         float *scratch = s->scores + omp_get_thread_num() * m->heads * (CHUNK + m->size + 2);
+        float *sums = s->sums + omp_get_thread_num() * s->rows * s->sums_width;
         int64_t *counter = s->counters;
         for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
             /* What is no more than keys and values to others need not go on behind the last attention. */
@@ -433,19 +531,19 @@ void tandem_layers(const Model *m, const Step *s) {
             float *x = s->x + first * m->hidden;
             norm_share(m, s, l->input_norm, 0, s->normed, counter++);
 #pragma omp barrier
-            share(&l->qkv, s->normed, s->rows, TO_FLOATS, s->qkv, NULL, counter++, threads);
+            share(&l->qkv, s->normed, sums, s->rows, TO_FLOATS, s->qkv, NULL, counter++, threads);
 #pragma omp barrier
             turn_share(m, l, s, counter++);
 #pragma omp barrier
             attend_share(m, l, s, first, counter++, scratch);
 #pragma omp barrier
-            share(&l->output, mixed, rows, ONTO_FLOATS, x, NULL, counter++, threads);
+            share(&l->output, mixed, sums, rows, ONTO_FLOATS, x, NULL, counter++, threads);
 #pragma omp barrier
             norm_share(m, s, l->feed_norm, first, s->normed, counter++);
 #pragma omp barrier
-            share(&l->gate_up, normed, rows, GATED, s->inner, NULL, counter++, threads);
+            share(&l->gate_up, normed, sums, rows, GATED, s->inner, NULL, counter++, threads);
 #pragma omp barrier
-            share(&l->down, s->inner, rows, ONTO_FLOATS, x, NULL, counter++, threads);
+            share(&l->down, s->inner, sums, rows, ONTO_FLOATS, x, NULL, counter++, threads);
 #pragma omp barrier
         }
     }

@@ -10,10 +10,10 @@ from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import why_not
 from tandem_server.engine.native.cpu_linear import compiled_linear
-from tandem_server.engine.native.cpu_quantized import compiled_int8
+from tandem_server.engine.native.cpu_quantized import compiled_int4, compiled_int8
 from tandem_server.engine.native.dtype import time_largest_layer
 from tandem_server.engine.native.linear import make_linear
-from tandem_server.engine.native.quantized import UNQUANTIZED, Layout, layout_for
+from tandem_server.engine.native.quantized import UNQUANTIZED, Layout, in_groups, layout_for
 
 CLEARLY_SLOWER = 1.5
 """Ours are taken up to so many times torch's time: what they save elsewhere is worth it."""
@@ -21,16 +21,19 @@ CALLS = 2e-4
 """Seconds below which a measurement says more of calls than of sums."""
 
 
-def int8_cpu_layout(config: DecoderConfig, device: torch.device, slots: int) -> tuple[Layout, str]:
-    """The same for weights of 8 bits. Raises LoadError where neither kernels can multiply them."""
+def quantized_cpu_layout(
+    quantization: str, config: DecoderConfig, device: torch.device, slots: int
+) -> tuple[Layout, str]:
+    """As `cpu_layout`, for weights of 8 or 4 bits. Raises LoadError where neither kernels can multiply them."""
     reason = why_not(config)
     if reason is None:
         try:
             compiled_linear(torch.bfloat16)
-            return Layout(compiled_int8()), "steps by compiled kernels"
+            make = compiled_int8() if quantization == "Int8" else in_groups(compiled_int4())
+            return Layout(make), "steps by compiled kernels"
         except NotCompiled as error:
             reason = str(error)
-    return layout_for("Int8", device, slots), f"steps by torch's operators: {reason}"
+    return layout_for(quantization, device, slots), f"steps by torch's operators: {reason}"
 
 
 def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: bool) -> tuple[Layout, str]:

@@ -34,6 +34,8 @@ class CompiledLinear:
 
     kind = 0
     """Of the weights' numbers, as in `cpu_kernels.c`."""
+    sums_width = 0
+    """Float32 numbers of scratch that the kernel needs for a row and thread."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
@@ -41,8 +43,8 @@ class CompiledLinear:
         missing = -self.outputs % LANES
         self._panels, self._scales = self.pack(F.pad(weight, (0, 0, 0, missing)) if missing else weight)
         self._bias = None if bias is None else F.pad(bias, (0, missing)).contiguous()
-        self.bytes = weight.nbytes if self._scales is None else self._panels.nbytes + self._scales.nbytes
-        self.bytes += 0 if bias is None else bias.nbytes
+        held = (weight,) if self.kind == 0 else (self._panels, self._scales)
+        self.bytes = sum(part.nbytes for part in (*held, bias) if part is not None)
         addresses = (None if part is None else part.data_ptr() for part in (self._panels, self._bias, self._scales))
         self.matrix = Matrix(*addresses, self.inputs, self.outputs + missing, self.kind)
         self._by_reference = ctypes.byref(self.matrix)
@@ -71,15 +73,17 @@ class CompiledLinear:
         self, x: torch.Tensor, mode: int, dtype: torch.dtype, outputs: int, onto: torch.Tensor | None = None
     ) -> torch.Tensor:
         x = x.contiguous()
-        y = torch.empty(len(x), outputs, dtype=dtype)
+        y, threads = torch.empty(len(x), outputs, dtype=dtype), torch.get_num_threads()
+        sums = torch.empty(threads * len(x) * self.sums_width)
         self._kernel(
             self._by_reference,
             ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(sums.data_ptr()),
             ctypes.c_int64(len(x)),
             mode,
             ctypes.c_void_p(y.data_ptr()),
             None if onto is None else ctypes.c_void_p(onto.data_ptr()),
-            ctypes.c_int64(torch.get_num_threads()),
+            ctypes.c_int64(threads),
         )
         return y
 

@@ -24,7 +24,7 @@ from tandem_server.engine.interface import LoadError, ProgressReporter
 from tandem_server.engine.native.checkpoint import Checkpoint
 from tandem_server.engine.native.config import DecoderConfig, NotFused, architecture_of, read_decoder_config, read_json
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
-from tandem_server.engine.native.cpu_layout import cpu_layout, int8_cpu_layout
+from tandem_server.engine.native.cpu_layout import cpu_layout, quantized_cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
@@ -158,11 +158,11 @@ def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
 
 def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
     """Layout and type of the matrices; on a CPU also the threads, which torch has from here on."""
-    if device.type != "cpu" or spec.quantization not in ("None", "Int8"):
+    if device.type != "cpu" or spec.quantization not in ("None", "Int8", "Int4"):
         layout, by = layout_for(spec.quantization, device, slots), ""
         dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     elif spec.quantization != "None":
-        layout, by = int8_cpu_layout(config, device, slots)
+        layout, by = quantized_cpu_layout(spec.quantization, config, device, slots)
         dtype, reason = choose_dtype(spec.dtype, config, device, slots, None, spec.quantization)
     else:
         layouts = cache(partial(cpu_layout, config, slots=slots, fused=fused))

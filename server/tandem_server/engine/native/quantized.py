@@ -169,16 +169,22 @@ def layout_for(quantization: str, device: torch.device, slots: int) -> Layout:
     def int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         return Int8Linear(weight, bias, slots)
 
-    def int4(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        multiple = GROUP if device.type == "cpu" else 16 * INNER_TILES
+    multiple = GROUP if device.type == "cpu" else 16 * INNER_TILES
+    return Layout(int8 if quantization == "Int8" else in_groups(Int4Linear, multiple))
+
+
+def in_groups(make: MakeLinear, multiple: int = GROUP) -> MakeLinear:
+    """`make`, for layers that groups of inputs divide; LoadError for any other."""
+
+    def made(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         if weight.shape[1] % multiple:
             raise LoadError(
                 f"quantization Int4 needs layers whose inputs are a multiple of {multiple}; this model has one of "
                 f"{weight.shape[1]}. Set quantization to Int8 or None"
             )
-        return Int4Linear(weight, bias)
+        return make(weight, bias)
 
-    return Layout(int8 if quantization == "Int8" else int4)
+    return made
 
 
 def _check_kernel(quantization: str, device: torch.device) -> None:
