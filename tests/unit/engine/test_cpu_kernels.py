@@ -18,13 +18,16 @@ from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
 from tandem_server.engine.native.cpu_layout import cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear, compiled_linear
-from tandem_server.engine.native.cpu_quantized import CompiledInt8
+from tandem_server.engine.native.cpu_quantized import CompiledInt4, CompiledInt8, compiled_int4, compiled_int8
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.load import load_generator
 from tandem_server.engine.native.quantized import (
+    GROUP,
     UNQUANTIZED,
     Layout,
+    dequantize_int4,
     dequantize_int8,
+    quantize_int4,
     quantize_int8,
 )
 from tandem_server.engine.native.weights import load_decoder
@@ -77,18 +80,62 @@ def test_every_number_of_rows_gives_the_same_bits(dtype):
     assert row_invariant_sizes([layer], 16, dtype) == (1, 2, 4, 8, 16)
 
 
+NARROW = {
+    CompiledInt8: lambda weight: dequantize_int8(*quantize_int8(weight)),
+    CompiledInt4: lambda weight: dequantize_int4(*quantize_int4(weight)),
+}
+"""How each is restored."""
+
+
+@pytest.mark.parametrize("make", NARROW)
 @torch.inference_mode()
-def test_narrow_weights_are_multiplied_exactly():
+def test_narrow_weights_are_multiplied_exactly(make):
     """By the very numbers that they are restored to, but for the order of sums; no row's bits depend on another's."""
     torch.manual_seed(1)
-    for outputs, inputs in ((96, 256), (101, 64), (112, 96)):
+    for outputs, inputs in ((96, 256), (101, 64), (112, 96), (16, 32)):
         weight, bias = torch.randn(outputs, inputs).to(torch.bfloat16), torch.randn(outputs).to(torch.bfloat16)
-        restored = dequantize_int8(*quantize_int8(weight))
-        layer, x = CompiledInt8(weight, bias), torch.randn(33, inputs).to(torch.bfloat16)
+        layer, x = make(weight, bias), torch.randn(33, inputs).to(torch.bfloat16)
         floats = layer.floats(x)
-        assert error_share(floats, x.float() @ restored.t() + bias.float()) < 1e-5
-        for rows in (1, 2, 7, 8, 9, 33):
+        assert error_share(floats, x.float() @ NARROW[make](weight).t() + bias.float()) < 1e-5
+        for rows in (*range(1, 10), 33):
             assert torch.equal(layer.floats(x[:rows]), floats[:rows])
+
+
+@pytest.mark.parametrize("make", NARROW)
+@torch.inference_mode()
+def test_narrow_weights_go_through_all_forms_of_the_product(make):
+    weight = torch.randn(96, 128).to(torch.bfloat16)
+    layer, x, residual = make(weight, None), torch.randn(9, 128).to(torch.bfloat16), torch.randn(9, 96)
+    wanted, residual = x.float() @ NARROW[make](weight).t(), residual.to(torch.bfloat16)
+    gate, up = wanted.chunk(2, -1)
+    tolerance = TOLERANCE[torch.bfloat16]
+    assert error_share(layer(x), wanted) < tolerance
+    assert error_share(layer.onto(residual, x), wanted + residual.float()) < tolerance
+    assert error_share(layer.gated(x), F.silu(gate) * up) < tolerance
+
+
+@torch.inference_mode()
+def test_each_input_meets_its_own_four_bits():
+    """Every number of 0 to 15, in every place of a word and in each group; what rounding hides elsewhere shows here."""
+    outputs, inputs = 16, 2 * GROUP
+    weight = (torch.arange(outputs)[:, None] * 7 + torch.arange(inputs) * 3).remainder(16).float()
+    weight[:, GROUP:] *= 0.25
+    weight = weight.to(torch.bfloat16)
+    restored = dequantize_int4(*quantize_int4(weight))
+    assert {int(number) for number in quantize_int4(weight)[0].flatten()} == set(range(16))
+    found = CompiledInt4(weight, None).floats(torch.eye(inputs, dtype=torch.bfloat16))
+    assert torch.allclose(found, restored.t(), rtol=0, atol=1e-5)
+    lost = CompiledInt4(weight, None).floats(torch.full((1, inputs), torch.nan, dtype=torch.bfloat16))
+    assert bool(lost.isnan().all())
+
+
+@pytest.mark.parametrize(("make", "kind"), [(compiled_int8, "Int8"), (compiled_int4, "Int4")])
+def test_narrow_kernels_that_compute_something_else_are_not_used(make, kind, monkeypatch):
+    make()
+    exact = CompiledLinear.floats
+    monkeypatch.setattr(CompiledLinear, "floats", lambda self, x: exact(self, x) * 1.05)
+    with pytest.raises(NotCompiled, match=f"compiled kernel for {kind} gives other results than torch"):
+        make()
 
 
 @torch.inference_mode()

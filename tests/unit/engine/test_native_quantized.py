@@ -11,7 +11,7 @@ from tandem_api.fit_weights import QUANTIZING
 from tandem_server.config import Settings
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.native import quantized
-from tandem_server.engine.native.cpu_quantized import CompiledInt8
+from tandem_server.engine.native.cpu_quantized import CompiledInt4, CompiledInt8
 from tandem_server.engine.native.engine import NativeEngine
 from tandem_server.engine.native.linear import make_linear, row_invariant_sizes
 from tandem_server.engine.native.load import load_generator
@@ -128,7 +128,7 @@ def test_what_is_held_is_counted_and_told(kind, tied, kernels, make_checkpoint):
     assert f"weights quantised to {kind}" in engine.loaded.engine_reason
     assert engine.loaded.parameters == whole.loaded.parameters
     weights = engine._step._decoder.weights
-    torchs, ours = (Int8Linear, CompiledInt8) if kind == "Int8" else (Int4Linear, Int4Linear)
+    torchs, ours = (Int8Linear, CompiledInt8) if kind == "Int8" else (Int4Linear, CompiledInt4)
     assert {type(linear) for linear in weights.linears()} == {torchs if kernels == "torch" else ours}
     small = sum(layer.input_norm.nbytes + layer.feed_norm.nbytes for layer in weights.layers) + weights.norm.nbytes
     held = sum(linear.bytes for linear in weights.linears())
@@ -158,7 +158,7 @@ def test_what_cannot_be_computed_is_refused(settings, words, make_checkpoint):
         load(make_checkpoint("LlamaForCausalLM", **WIDE), **settings)
 
 
-def test_layers_that_no_group_divides_are_refused_for_four_bits(make_checkpoint):
+def test_layers_that_no_group_divides_are_refused_for_four_bits(kernels, make_checkpoint):
     folder = make_checkpoint("LlamaForCausalLM", **{**WIDE, "intermediate_size": 80})
     with pytest.raises(LoadError, match="inputs are a multiple of 32; this model has one of 80"):
         load(folder, "Int4")

@@ -5,6 +5,8 @@ apply to an output's sum. Of 4 bits they are looked up in a register; a scale an
 group, and lie behind its numbers, so that a layer is one stream of bytes.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from tandem_api.fit_weights import GROUP
@@ -57,25 +59,21 @@ class CompiledInt4(CompiledLinear):
 
 def compiled_int8() -> type[CompiledInt8]:
     """What makes the layers. Raises NotCompiled where they compute something else than they should."""
-    _check(CompiledInt8, "Int8")
+    _check(CompiledInt8, lambda weight: dequantize_int8(*quantize_int8(weight)), "Int8")
     return CompiledInt8
 
 
 def compiled_int4() -> type[CompiledInt4]:
     """The same for 4 bits."""
-    _check(CompiledInt4, "Int4")
+    _check(CompiledInt4, lambda weight: dequantize_int4(*quantize_int4(weight)), "Int4")
     return CompiledInt4
 
 
-def _check(make: type[CompiledLinear], kind: str) -> None:
+def _check(make: type[CompiledLinear], restored: Callable[[torch.Tensor], torch.Tensor], kind: str) -> None:
     generator = torch.Generator().manual_seed(20_260_105)
     weight, x = (torch.randn(n, 256, generator=generator).to(torch.bfloat16) for n in (96, 11))
     with torch.inference_mode():
-        if kind == "Int8":
-            exact = dequantize_int8(*quantize_int8(weight))
-        else:
-            exact = dequantize_int4(*quantize_int4(weight))
-        wanted = x.float() @ exact.t()
+        wanted = x.float() @ restored(weight).t()
         off = float((make(weight, None).floats(x) - wanted).norm() / wanted.norm())
     if not off <= KERNEL_ERROR:
         raise NotCompiled(f"the compiled kernel for {kind} gives other results than torch ({off:.0%} off)")
