@@ -69,6 +69,24 @@ INLINE vec loadf(const float *p) {
 }
 INLINE void storef(float *p, vec v) { memcpy(p, &v, sizeof v); }
 INLINE vec all(float x) { return (vec){0} + x; }
+/* acc + w * x. Where no register holds a whole vector, GCC would lay `x` into memory number by number. */
+#ifdef __AVX512F__
+INLINE vec add_times(vec acc, vec w, float x) { return acc + w * x; }
+#else
+#ifdef __AVX__
+#define REGISTER 8
+#else
+#define REGISTER 4
+#endif
+typedef float part __attribute__((vector_size(4 * REGISTER)));
+INLINE vec add_times(vec acc, vec w, float x) {
+    part factor = (part){0} + x;
+    union { vec whole; part parts[LANES / REGISTER]; } sums = {acc}, weights = {w};
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES / REGISTER; i++) sums.parts[i] += weights.parts[i] * factor;
+    return sums.whole;
+}
+#endif
 INLINE vec larger(vec a, vec b) {
     ints m = a > b;
     return (vec)(((ints)a & m) | ((ints)b & ~m));
@@ -153,8 +171,7 @@ INLINE vec add_pair(vec acc, Pair w, const num *x) {
 typedef struct { vec first, second; } Pair;
 INLINE Pair pair_of(bits b) { return (Pair){(vec)(b << 16), (vec)(b & 0xffff0000u)}; }
 INLINE vec add_pair(vec acc, Pair w, const num *x) {
-    acc += w.first * widen(x[0]);
-    return acc + w.second * widen(x[1]);
+    return add_times(add_times(acc, w.first, widen(x[0])), w.second, widen(x[1]));
 }
 #endif
 INLINE vec multiply_add(vec acc, const num *w, const num *x) {
@@ -163,7 +180,7 @@ INLINE vec multiply_add(vec acc, const num *w, const num *x) {
     return add_pair(acc, pair_of(b), x);
 }
 #else
-INLINE vec multiply_add(vec acc, const num *w, const num *x) { return acc + loadf(w) * *x; }
+INLINE vec multiply_add(vec acc, const num *w, const num *x) { return add_times(acc, loadf(w), *x); }
 #endif
 
 /* `rows` rows against two panels at once; unrolled for each constant number of rows. */
