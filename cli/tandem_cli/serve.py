@@ -66,6 +66,16 @@ def _keep_alive(text: str) -> int | str:
     raise typer.BadParameter("give seconds, a duration such as 5m, or -1 for ever", param_hint="--keep-alive")
 
 
+def _device_memory(text: str | None) -> tuple[int, ...]:
+    """Bytes of each device; none where nothing is said. Raises typer.BadParameter."""
+    from tandem_api.scalars import memory_bytes
+
+    try:
+        return tuple(memory_bytes(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device-memory") from None
+
+
 def _found_device() -> str:
     return "gpu" if shutil.which("nvidia-smi") else "cpu"
 
@@ -121,7 +131,7 @@ def serve(
             "log_format": log_format,
             "max_loaded": max_loaded,
             "one_user": True,
-            **({"device_memory": device_memory} if device_memory else {}),
+            "device_memory": _device_memory(device_memory),
             "linger_seconds": 0.0,
             "drain_seconds": 30.0,
         }

@@ -77,7 +77,7 @@ async def embed(host: ModelHost, ask: EmbedAsk, metrics: Metrics) -> Embeddings:
             access.leave()
         else:
             stream.abort()
-        host.depart(ask.wish)
+        host.stay.ended(ask.wish)
         metrics.embedded(host.entry.name, ask.dialect, outcome, tokens, time.monotonic() - arrived)
 
 

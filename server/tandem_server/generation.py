@@ -155,7 +155,7 @@ def check_prompt(host: ModelHost, prompt: list[int], room: int, asked: int | Non
 
 
 def enter(host: ModelHost, wish: Wish) -> tuple[Pass, float]:
-    """A place in the model's line, and the seconds for which the request keeps the model; `host.depart` at its end.
+    """A place in the model's line, and the seconds for which the request keeps the model; `host.stay.ended` at its end.
 
     Raises ApiError when the line is full or the model cannot be loaded.
     """
@@ -164,7 +164,7 @@ def enter(host: ModelHost, wish: Wish) -> tuple[Pass, float]:
     if refusal is not None:
         raise refusal
     access = host.admission.enter()
-    return access, host.arrive(wish)
+    return access, host.stay.used(wish)
 
 
 async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) -> AsyncGenerator[Delta, None]:
@@ -204,7 +204,7 @@ async def generate(host: ModelHost, ask: Ask, metrics: Metrics, usage: Usage) ->
             access.leave()
         else:
             stream.abort(usage.completion_tokens)
-        host.depart(ask.wish)
+        host.stay.ended(ask.wish)
         meter.ended(outcome, finish, usage)
 
 

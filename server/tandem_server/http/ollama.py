@@ -93,8 +93,8 @@ async def _loaded(host: ModelHost, wish: Wish) -> float:
     line as all others, so that their number is bounded too.
     """
     if host.loaded is not None:
-        seconds = host.arrive(wish)
-        host.depart(wish)
+        seconds = host.stay.used(wish)
+        host.stay.ended(wish)
         return seconds
     access, seconds = enter(host, wish)
     granted = asyncio.ensure_future(access.granted())
@@ -106,7 +106,7 @@ async def _loaded(host: ModelHost, wish: Wish) -> float:
     finally:
         granted.cancel()
         access.leave()
-        host.depart(wish)
+        host.stay.ended(wish)
         await asyncio.gather(granted, return_exceptions=True)
     return seconds
 
@@ -120,7 +120,7 @@ def _load_only(host: ModelHost, body: Generating, shape: Shape, wish: Wish) -> R
 
     async def work() -> dict[str, Any]:
         if body.unloads:
-            kept.append(host.release(wish))
+            kept.append(host.stay.used(wish))
             return shape.nothing("unload")
         kept.append(await _loaded(host, wish))
         return shape.nothing("load")

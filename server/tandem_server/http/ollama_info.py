@@ -72,7 +72,7 @@ def _resident(host: ModelHost) -> dict[str, Any]:
         "size": size,
         "digest": _digest(host),
         "details": _details(host),
-        "expires_at": FOREVER if host.expires_at is None else utc_text(host.expires_at),
+        "expires_at": FOREVER if host.stay.expires_at is None else utc_text(host.stay.expires_at),
         "size_vram": size if loaded.device_kind == "GPU" else 0,
         "context_length": loaded.context,
         "tandem": {

@@ -92,8 +92,8 @@ class Manager:
         preload = {name for name in catalog.preload_of(self.settings.pod_name) if name in self.hosts}
         for name, host in self.hosts.items():
             # Once: a later catalog must not load again what its keep-alive ended.
-            host.kept = ALL_PODS in catalog.preload and name in preload
-            if name in preload - self._preloaded or (host.pinned and host.loaded is None):
+            host.stay.preloaded = ALL_PODS in catalog.preload and name in preload
+            if name in preload - self._preloaded or (host.stay.pinned and host.loaded is None):
                 host.want()
         self._preloaded = preload
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_api.catalog import CatalogModel
-from tandem_api.fields import CachePolicy, WhenShort
-from tandem_api.fit import Estimate, Wish
+from tandem_api.fit import Estimate
 from tandem_server.config import Settings
 from tandem_server.engine.estimate import estimate
 from tandem_server.engine.interface import LoadError
 from tandem_server.engine.wire import Loaded
+from tandem_server.residency.entry import wish_of
 from tandem_server.residency.ledger import Need
 
 _log = logging.getLogger(__name__)
@@ -35,23 +35,6 @@ class Sized:
 
 
 UNKNOWN = Sized(Need(0, 0))
-
-
-def wish_of(entry: CatalogModel, settings: Settings) -> Wish:
-    """What a Model asks for, in the terms of the arithmetic."""
-    length = entry.context.length
-    return Wish(
-        device=settings.device,
-        dtype=entry.dtype.value,
-        quantization=entry.quantization.value,
-        slots=entry.slots if isinstance(entry.slots, int) else None,
-        context=length if isinstance(length, int) else None,
-        min_context=entry.context.min_length,
-        may_shrink=entry.context.when_short is not WhenShort.FAIL,
-        cache_dtype=entry.kv_cache.dtype.value,
-        shared=entry.kv_cache.policy is CachePolicy.SHARED,
-        task=entry.task.value,
-    )
 
 
 class Sizes:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tandem_api.fields import Scheduling
 from tandem_cli.names import model_name, model_source
 from tandem_cli.screen import first_screen, url_of
-from tandem_cli.serve import catalog_models
+from tandem_cli.serve import _device_memory, _keep_alive, catalog_models
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,24 @@ def test_sources(tmp_path, monkeypatch):
         model_source("org/name")
     with pytest.raises(typer.BadParameter, match="write a folder"):
         model_source("s3://bucket/x")
+
+
+@pytest.mark.parametrize(("text", "given"), [("-1", -1), ("300", 300), ("5m", "5m"), ("0", 0)])
+def test_a_keep_alive_is_seconds_or_a_duration(text, given):
+    assert _keep_alive(text) == given
+
+
+@pytest.mark.parametrize("text", ["", "5x", "-2", "five"])
+def test_another_keep_alive_is_refused(text):
+    with pytest.raises(typer.BadParameter, match="a duration such as 5m"):
+        _keep_alive(text)
+
+
+def test_memory_of_devices():
+    assert _device_memory(None) == ()
+    assert _device_memory("1GiB,500M") == (1 << 30, 500_000_000)
+    with pytest.raises(typer.BadParameter, match="'5X' is no size"):
+        _device_memory("1GiB,5X")
 
 
 def test_the_catalog_of_a_command_line():

@@ -26,7 +26,7 @@ from tandem_server.engine.native.quantized import (
     quantize_int8,
 )
 from tandem_server.engine.wire import RunnerSpec
-from tandem_server.residency.host import runner_spec
+from tandem_server.residency.entry import runner_spec
 from tandem_server.residency.ledger import Grant
 
 pytestmark = pytest.mark.torch

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from residency_world import LONGEST_REQUEST, World, patience_bound
 
-SEEDS = max(400, int(os.environ.get("TANDEM_SEEDS", "0")))
+SEEDS = max(400, 20 * int(os.environ.get("TANDEM_SEEDS", "0")))
 
 
 def play(seed: int, busy: float = 60.0) -> World:

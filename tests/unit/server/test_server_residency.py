@@ -11,7 +11,7 @@ from server_site import ANSWER, lines, sse, until
 from tandem_api.catalog import Catalog
 from tandem_api.report import ModelState
 from tandem_server.residency.causes import exit_cause
-from tandem_server.residency.host import needs_reload
+from tandem_server.residency.entry import needs_reload
 from tandem_server.residency.record import backoff
 
 pytestmark = pytest.mark.process
