@@ -197,7 +197,7 @@ def run(options: argparse.Namespace, scratch: Path, record: Record) -> None:
                 for arm in arms.values():
                     record.versions |= arm.versions
                 wanted = cases(folder.name, dtype, model == "demo")
-                measure(arms, wanted, vocabulary, options.rounds, record.found)
+                measure(arms, wanted, vocabulary, options.rounds, record.found, SETTLE_SECONDS)
             finally:
                 record.loads.append(os.getloadavg()[0])
                 for arm in arms.values():
