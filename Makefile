@@ -13,7 +13,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 .PHONY: help env env-vllm demo demo-down test test-fast test-unit test-cluster test-node test-gpu test-kwok test-long lint format \
-	generate gpu-check bench-engine bench-gateway bench-gpu bench-http bench-loads bench-long-prompt bench-loop \
+	generate gpu-check bench-engine bench-gateway bench-gpu bench-gpu-pair bench-http bench-loads bench-long-prompt bench-loop \
 	bench-operator bench-overlap bench-prefix bench-residency bench-timeline
 
 help: ## lists the targets
@@ -97,6 +97,9 @@ bench-engine: env ## our engine against transformers and, after make env-vllm, v
 
 bench-http: env ## our pod through HTTP against vLLM's server (after make env-vllm), with Ollama's figures beside
 	@$(PY) tools/record.py http $(PY) bench/engine_http.py
+
+bench-gpu-pair: env ## two busy models in two processes on one GPU, with and without MPS
+	@$(PY) tools/record.py gpu-pair $(PY) bench/gpu_pair.py
 
 bench-residency: env ## swaps, warm switches, and warm requests on a Zipf trace against Ollama's rule
 	@$(PY) tools/record.py residency $(PY) bench/residency.py

@@ -40,6 +40,7 @@ PARTS = (
     Part(
         "timeline", 40, ["bench/timeline.py", "--device", "GPU", "--rounds", "2", "--picture", "{folder}/timeline.svg"]
     ),
+    Part("pair", 60, ["bench/gpu_pair.py", "--rounds", "2"]),
     Part("peer", 100, ["bench/gpu.py", "--shapes", "0.6B", "--requests", "64", "--rounds", "1", "--seconds", "80"]),
 )
 """The most telling first: what comes last gets what time is left."""
