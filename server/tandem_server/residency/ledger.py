@@ -139,6 +139,11 @@ class Ledger:
         )
 
     @property
+    def leaving(self) -> int:
+        """Models whose runners are being ended."""
+        return sum(one.phase is Phase.LEAVING for one in self.residents.values())
+
+    @property
     def count(self) -> int:
         """Models that are loaded or being loaded or ended: each has a process."""
         return sum(one.phase is not Phase.WAITING for one in self.residents.values())

@@ -22,7 +22,6 @@ from tandem_server.residency.ledger import (
     Refuse,
     Resident,
     Resume,
-    Why,
     Yield,
 )
 from tandem_server.residency.rules import Times, decide
@@ -78,8 +77,6 @@ class Room:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger = Ledger(capacity, most)
-        self.evictions = 0
-        """Models that went since another needed their room."""
         self._times, self._clock, self._later = times, clock, later
         self._tenants: dict[str, Tenant] = {}
         self._timer: Timer | None = None
@@ -111,10 +108,13 @@ class Room:
         one = self.ledger.residents.get(name)
         if one is None:
             return
+        # On the path of every request: one that comes to or leaves others frees nothing and takes nothing.
+        stays_busy = one.phase is Phase.LOADED and one.running > 0 and running > 0
         if one.running and not running:
             one.quiet_since = self._clock()
         one.running, one.queued, one.expires = running, queued, expires
-        self._look()
+        if not stays_busy:
+            self._look()
 
     def pin(self, name: str, pinned: bool) -> None:
         """Its settings say so now."""
@@ -179,7 +179,6 @@ class Room:
             del self._tenants[decision.name]
             tenant.later()
         elif isinstance(decision, Leave):
-            self.evictions += decision.why is Why.ROOM
             _log.info("Model %s is unloaded since %s.", decision.name, decision.because)
             tenant.leave(decision)
         elif isinstance(decision, Yield):

@@ -182,8 +182,7 @@ class _Turn:
 
     def _seats(self) -> int:
         """Models that may be loaded beside those that are and those that have a claim."""
-        leaving = sum(one.phase is Phase.LEAVING for one in self._ledger.residents.values())
-        return self._ledger.most - (self._ledger.count - leaving) - self._claimed_seats
+        return self._ledger.most - (self._ledger.count - self._ledger.leaving) - self._claimed_seats
 
     def _cost(self, option: _Option) -> tuple[int, float, int]:
         latest = max((one.quiet_since for one in option.victims), default=0.0)
@@ -211,8 +210,7 @@ class _Turn:
 
     def _claims(self) -> int:
         """Seats that are promised and must come from those that exist: more than the leaving ones give back."""
-        leaving = sum(one.phase is Phase.LEAVING for one in self._ledger.residents.values())
-        return max(0, self._claimed_seats - leaving)
+        return max(0, self._claimed_seats - self._ledger.leaving)
 
     def _claim_and_press(self, waiter: Resident, ceilings: list[int], impatient: bool) -> None:
         """Keeps a device for the waiter; once it has waited for long, makes busy models there yield."""
@@ -244,14 +242,10 @@ class _Turn:
             self.decisions.append(Yield(one.name, room_for))
 
     def _grow(self, one: Resident) -> None:
+        if one.granted >= one.need.wanted or not one.idle:
+            return
         target = min(one.need.wanted, self._ledger.ceiling(one.device, one.name))
-        shrunk = one.granted < one.need.wanted
-        if (
-            not shrunk
-            or not one.idle
-            or target < one.granted * GROWTH
-            or self._spaces[one.device].now + one.bytes < target
-        ):
+        if target < one.granted * GROWTH or self._spaces[one.device].now + one.bytes < target:
             return
         if self._now < one.quiet_since + self._times.quiet:
             self.wake = min(self.wake, one.quiet_since + self._times.quiet)

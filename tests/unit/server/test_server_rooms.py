@@ -61,7 +61,6 @@ async def test_the_longest_unused_model_makes_way_and_no_request_is_lost(rooms):
     report = {entry.name: entry for entry in site.pod.report().models}
     assert report["m1"].state is ModelState.UNLOADED
     assert report["m1"].last_error is None
-    assert site.pod.manager.room.evictions == 1
     assert (report["m1"].need_bytes, report["m2"].device, report["m1"].device) == (SIZE, 0, None)
     assert 'tandem_model_unloads_total{model="m1",why="room"} 1.0' in (await site.client.get("/metrics")).text
     room = site.pod.report().room
