@@ -92,12 +92,12 @@ NARROW = {
 def test_narrow_weights_are_multiplied_exactly(make):
     """By the very numbers that they are restored to, but for the order of sums; no row's bits depend on another's."""
     torch.manual_seed(1)
-    for outputs, inputs in ((96, 256), (101, 64), (112, 96), (16, 32)):
+    for outputs, inputs in ((96, 256), (101, 64), (112, 1120), (16, 32)):
         weight, bias = torch.randn(outputs, inputs).to(torch.bfloat16), torch.randn(outputs).to(torch.bfloat16)
-        layer, x = make(weight, bias), torch.randn(33, inputs).to(torch.bfloat16)
+        layer, x = make(weight, bias), torch.randn(150, inputs).to(torch.bfloat16)
         floats = layer.floats(x)
         assert error_share(floats, x.float() @ NARROW[make](weight).t() + bias.float()) < 1e-5
-        for rows in (*range(1, 10), 33):
+        for rows in (*range(1, 10), 33, 65, 150):
             assert torch.equal(layer.floats(x[:rows]), floats[:rows])
 
 
@@ -180,6 +180,40 @@ def test_bfloat16_is_as_near_to_float32_as_the_librarys(architecture, overrides,
     wanted = exact(torch.tensor([text])).logits[0, 149:169]
     theirs = exact.to(torch.bfloat16)(torch.tensor([text])).logits[0, 149:169].float()
     assert error_share(torch.stack(own), wanted) <= 1.2 * error_share(theirs, wanted)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("LlamaForCausalLM", {"head_dim": 48, "hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}),
+        ("Qwen3ForCausalLM", {"head_dim": 16, "num_attention_heads": 50, "num_key_value_heads": 1}),
+        ("MistralForCausalLM", {"sliding_window": 150, "head_dim": 64}),
+    ],
+)
+@torch.inference_mode()
+def test_a_rows_bits_do_not_depend_on_what_it_attends_beside(architecture, overrides, dtype, make_checkpoint):
+    """However a prompt is cut, and where its last tokens come one by one, with NaN in all that nobody wrote.
+
+    Heads of an odd number of panels, more queries a key head than a tile has, windows that begin within a chunk.
+    """
+    folder = make_checkpoint(architecture, dtype=str(dtype).removeprefix("torch."), **overrides)
+    config = read_decoder_config(folder)
+    weights = load_decoder(
+        Checkpoint(folder, lambda *_: None), config, dtype, torch.device("cpu"), Layout(compiled_linear(dtype))
+    )
+    text, found = [(i * 37) % 150 + 3 for i in range(330)], []
+    for size in (330, 300, 129, 64, 7):
+        decoder = CpuDecoder(config, weights, 1, 400)
+        pool = BlockPool(decoder.cache.slot_blocks, near_home)
+        decoder.cache.admit(0, pool.share(0, (), decoder.cache.slot_blocks).blocks)
+        decoder.cache.pool.fill_(torch.nan)
+        logits = prefill(decoder, 0, text if size == 330 else text[:300], size)
+        for length in range(301, 331) if size != 330 else ():
+            logits = decoder.head(decode(decoder, [text[length - 1]], [length]))[0]
+        found.append(logits)
+    assert bool(found[0].isfinite().all())
+    assert all(torch.equal(logits, found[0]) for logits in found)
 
 
 def load(folder, **settings):

@@ -191,6 +191,15 @@ def test_more_threads_are_taken_only_where_they_are_faster():
     assert choose_threads(1, times.__getitem__) == (1, "")
 
 
+@pytest.mark.parametrize(("later", "threads"), [(500e-6, 2), (990e-6, 1)])
+def test_threads_that_share_a_core_just_now_are_measured_again(later, threads):
+    times, rests = {1: [1e-3], 2: [995e-6, 992e-6, later, 990e-6]}, []
+    chosen, reason = choose_threads(2, lambda count: times[count].pop(0), rests.append)
+    assert chosen == threads
+    assert f"takes 1000 us with 1, {later * 1e6:.0f} us with 2" in reason
+    assert len(rests) == (2 if threads == 2 else 3), "no rest that changes nothing, and an end to it"
+
+
 @pytest.mark.parametrize("faster", [1, 3])
 def test_the_threads_that_were_measured_compute_and_are_told(faster, make_checkpoint, monkeypatch):
     def timer(threads: int, **_: object) -> float:

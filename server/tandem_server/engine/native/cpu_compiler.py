@@ -1,4 +1,4 @@
-"""Compiles `cpu_kernels.c` for the machine at hand, once, and keeps the library in the user's cache folder.
+"""Compiles `cpu_kernels` for the machine at hand, once, and keeps the library in the user's cache folder.
 
 First use is in a load on a CPU. Where there is no C compiler, or what it made does not work, the decoder computes by
 torch's operators alone, and the load tells why. Like torch, the library computes on the GNU OpenMP that is loaded
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("cpu_kernels.c")
+SOURCES = Path(__file__).with_name("cpu_kernels")
+MAIN = SOURCES / "layers.c"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 FORMATS = {torch.bfloat16: ("-DTANDEM_BF16",), torch.float32: ()}
@@ -52,7 +53,8 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL:
     flags = (*FLAGS, *FORMATS[dtype])
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
-        told = b"\0".join((SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor()))
+        texts = (path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))
+        told = b"\0".join((*texts, version, " ".join(flags).encode(), _processor()))
         library = folder() / f"{hashlib.sha256(told).hexdigest()[:24]}.so"
         if not library.exists():
             _compile(compiler, flags, library)
@@ -69,7 +71,7 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
         subprocess.run(
-            [compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS, check=True
+            [compiler, *flags, str(MAIN), "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS, check=True
         )
         made.replace(library)
 

@@ -1,6 +1,6 @@
 """The fused decoder on a CPU where our own kernels are compiled: one call computes a step, or a prompt's chunk.
 
-Between `step.py` and `cpu_kernels.c`. Torch's operators cost more to call than small rows take to compute (half of a
+Between `step.py` and `cpu_kernels`. Torch's operators cost more to call than small rows take to compute (half of a
 step's time at batch 1, two thirds at 8), so norms, positions, the cache, attention and activations are done where the
 matrices are multiplied. Attention finds a row's blocks in the cache's tables and reads what the row has and no more;
 a prompt's tokens are to it as many sequences, one longer than the other, that share their blocks.
@@ -17,15 +17,13 @@ from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear, Matrix
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.weights import DecoderWeights
 
-CHUNK = 128
-"""Keys whose scores are held at once, as in `cpu_kernels.c`."""
-PHASES = 8
-"""Of a layer, as in `cpu_kernels.c`."""
+CHUNK, TILE, PHASES = 128, 48, 8
+"""As in `structs.h`."""
 LARGEST_HEAD = 256
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` of `cpu_kernels.c`."""
+    """`Layer` of `structs.h`."""
 
     _fields_ = (
         *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
@@ -36,7 +34,7 @@ class _Layer(ctypes.Structure):
 
 
 class _Model(ctypes.Structure):
-    """`Model` of `cpu_kernels.c`."""
+    """`Model` of `structs.h`."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
@@ -49,12 +47,12 @@ class _Model(ctypes.Structure):
 
 
 class _Step(ctypes.Structure):
-    """`Step` of `cpu_kernels.c`."""
+    """`Step` of `structs.h`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("turned", "lengths", "tables", "x", "hidden", "qkv", "mixed", "inner")),
-        *((name, ctypes.c_void_p) for name in ("normed", "sums", "scores", "counters")),
-        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride", "sums_width")),
+        *((name, ctypes.c_void_p) for name in ("normed", "sums", "attention", "counters")),
+        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride", "sums_width", "attention_width")),
     )
 
 
@@ -102,7 +100,9 @@ class CpuDecoder(Decoder):
             config.norm_epsilon,
             config.attention_scale or config.head_size**-0.5,
         )
-        self._scores = torch.empty(threads, config.heads * (CHUNK + config.head_size + 2))
+        queries = max(TILE, config.heads // config.kv_heads)
+        self._attention_width = queries * (2 * (CHUNK + config.head_size) + 2)
+        self._attention_scratch = torch.empty(threads, self._attention_width)
         self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
         self._sums_width = max(m.sums_width for m in weights.linears() if isinstance(m, CompiledLinear))
         self._scratch = self._scratch_of(slots)
@@ -142,14 +142,15 @@ class CpuDecoder(Decoder):
         table_stride: int,
         first: int,
     ) -> torch.Tensor:
-        """`Step` of `cpu_kernels.c`: hidden states of the rows from `first` on, normalised."""
+        """`Step` of `structs.h`: hidden states of the rows from `first` on, normalised."""
         rows = len(tokens)
         if rows > len(self._scratch[0]):
             self._scratch = self._scratch_of(rows)
         x = self._embed(tokens).float()
         hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
-        tensors = (turned, seen, tables, x, hidden, *self._scratch, self._scores, self._counters)
-        step = _Step(*(tensor.data_ptr() for tensor in tensors), rows, first, table_stride, self._sums_width)
+        tensors = (turned, seen, tables, x, hidden, *self._scratch, self._attention_scratch, self._counters)
+        numbers = (rows, first, table_stride, self._sums_width, self._attention_width)
+        step = _Step(*(tensor.data_ptr() for tensor in tensors), *numbers)
         self._kernel(ctypes.byref(self._model), ctypes.byref(step))
         return hidden
 

@@ -15,13 +15,13 @@ from tandem_server.engine.native.cpu_compiler import NotCompiled, kernels
 
 LANES = 16
 TO_NUMBERS, TO_FLOATS, ONTO_NUMBERS, GATED = 0, 1, 2, 4
-"""As in `cpu_kernels.c`."""
+"""As in `linear.h` of `cpu_kernels`."""
 ERROR = 0.02
 """Largest difference to the same product by torch, as a share of its size; bfloat16 rounds to 0.4 %."""
 
 
 class Matrix(ctypes.Structure):
-    """`Matrix` of `cpu_kernels.c`."""
+    """`Matrix` of `structs.h`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "scales")),
@@ -33,7 +33,7 @@ class CompiledLinear:
     """Weight in panels `[outputs / LANES, inputs / pair, LANES, pair]`, rows of zeros behind the last output."""
 
     kind = 0
-    """Of the weights' numbers, as in `cpu_kernels.c`."""
+    """Of the weights' numbers, as in `structs.h`."""
     sums_width = 0
     """Float32 numbers of scratch that the kernel needs for a row and thread."""
 

@@ -20,6 +20,10 @@ FP8 = torch.float8_e4m3fn
 FP8_CAPABILITY = (8, 9)
 CLEARLY_FASTER = 0.9
 """bfloat16, or more threads than one, is taken when it needs at most this share of the other's time."""
+DOUBTS, DOUBT_SECONDS = 3, 0.5
+"""How often, and after what rest, threads that do not seem to help are measured again."""
+SMALL = 2e-4
+"""Seconds below which a model is so small that threads cost what they save."""
 TRIES = 15
 """Of each measurement; the best counts, since other work only ever adds to a time."""
 
@@ -61,11 +65,21 @@ def choose_cache_dtype(asked: str, dtype: torch.dtype, device: torch.device, fus
     return FP8
 
 
-def choose_threads(available: int, timer: Callable[[int], float]) -> tuple[int, str]:
-    """One thread or `available`, and why; `timer` gives seconds of a number of threads for the same work."""
+def choose_threads(
+    available: int, timer: Callable[[int], float], pause: Callable[[float], None] = time.sleep
+) -> tuple[int, str]:
+    """One thread or `available`, and why; `timer` gives seconds of a number of threads for the same work.
+
+    Virtual CPUs may share a core for seconds at a time: so what would leave CPUs idle for good is measured again.
+    """
     if available == 1:
         return 1, ""
     one, every = timer(1), timer(available)
+    for _ in range(DOUBTS):
+        if every <= CLEARLY_FASTER * one or one < SMALL:
+            break
+        pause(DOUBT_SECONDS)
+        every = min(every, timer(available))
     numbers = f"the largest layer takes {_us(one)} with 1, {_us(every)} with {available}"
     if every <= CLEARLY_FASTER * one:
         return available, f"{available} threads by measurement ({numbers})"
