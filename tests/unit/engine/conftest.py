@@ -93,3 +93,15 @@ def kernels(request, monkeypatch) -> str:
     elif not any(map(shutil.which, COMPILERS)):
         pytest.skip("there is no C compiler")
     return request.param
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def draws(request, monkeypatch) -> str:
+    """What draws tokens on a CPU; a GPU's sampler is torch's operators too."""
+    from tandem_server.engine.native.cpu_compiler import COMPILERS
+
+    if request.param == "torch":
+        monkeypatch.setattr("tandem_server.engine.native.sampler.compiled_draw", lambda *_: None)
+    elif not any(map(shutil.which, COMPILERS)):
+        pytest.skip("there is no C compiler")
+    return request.param

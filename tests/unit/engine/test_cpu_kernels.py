@@ -233,9 +233,9 @@ def test_the_load_tells_whose_kernels_compute(make_checkpoint):
 def fresh_cache(tmp_path, monkeypatch):
     """Nothing compiled yet, here and on disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cpu_compiler.kernels.cache_clear()
+    cpu_compiler.library_of.cache_clear()
     yield tmp_path / "cache" / "tandem" / "kernels"
-    cpu_compiler.kernels.cache_clear()
+    cpu_compiler.library_of.cache_clear()
 
 
 def test_it_is_compiled_once_for_all_processes(fresh_cache, monkeypatch):
@@ -243,7 +243,7 @@ def test_it_is_compiled_once_for_all_processes(fresh_cache, monkeypatch):
     (library,) = fresh_cache.iterdir()
     assert library.suffix == ".so"
     assert fresh_cache.stat().st_mode & 0o77 == 0, "nobody else may put a library there"
-    cpu_compiler.kernels.cache_clear()
+    cpu_compiler.library_of.cache_clear()
     monkeypatch.setattr(cpu_compiler, "_compile", lambda *_: pytest.fail("it was compiled again"))
     cpu_compiler.kernels(torch.float32)
 

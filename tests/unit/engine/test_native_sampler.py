@@ -9,7 +9,7 @@ from tandem_server.engine.native.plan import Admission
 from tandem_server.engine.native.sampler import Sampler
 from tandem_server.engine.wire import Sampling
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("draws")]
 
 CPU = torch.device("cpu")
 DRAWS = 20_000
@@ -147,3 +147,43 @@ def test_rows_with_infinite_or_missing_numbers_are_told():
     sampled = sampler.sample(logits, torch.ones(4, dtype=torch.bool), torch.zeros(4).long(), needs_of([Sampling()]))
     assert sampled.finite.tolist() == [False, False, False, True]
     assert sampled.tokens[:3].tolist() == [0, 0, 0], "a valid id, for the step in flight that reads it"
+
+
+@pytest.mark.parametrize("vocabulary", [5, 40, 64, 700, 4097])
+def test_of_equals_the_first_is_taken_and_only_top_k_remain(vocabulary):
+    """Greedy and top_k among scores of which many are equal, the largest in turn in each place."""
+    best = [0, vocabulary // 2, vocabulary - 2, vocabulary - 1]
+    sampler = Sampler(8, vocabulary, CPU)
+    for slot in range(8):
+        sampling = Sampling(temperature=0.0 if slot < 4 else 2.0, top_k=3, seed=slot)
+        sampler.admit(Admission(slot, sampling, [0]))
+    logits = (torch.arange(vocabulary) % 7).float().neg().repeat(8, 1)
+    for row in range(8):
+        logits[row, best[row % 4]] = 1.0
+        logits[row, vocabulary - 1] = 1.0
+    needs = needs_of([Sampling(temperature=0.0), Sampling(top_k=3)])
+    least = logits.topk(3, -1).values[:, -1]
+    for position in range(300):
+        sampled = sampler.sample(logits, torch.ones(8, dtype=torch.bool), torch.full((8,), position), needs)
+        assert sampled.tokens[:4].tolist() == best
+        assert all(logits[row, int(sampled.tokens[row])] >= least[row] for row in range(4, 8))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_p=0.95, seed=3), Sampling(min_p=0.01, seed=4), Sampling(seed=5)])
+@pytest.mark.parametrize("spread", [0.01, 2.0])
+def test_large_vocabularies_are_drawn_by_their_weights(sampling, spread):
+    """Flat, where nearly all tokens are kept, and steep, where few are."""
+    logits = torch.randn(701, generator=torch.Generator().manual_seed(6)) * spread
+    weights = logits.softmax(-1)
+    order = weights.argsort(descending=True)
+    kept = weights[order].cumsum(-1) - weights[order] < sampling.top_p
+    kept &= weights[order] >= sampling.min_p * weights.max()
+    wanted = torch.zeros(701)
+    wanted[order[kept]] = weights[order[kept]] / weights[order[kept]].sum()
+    observed = shares(draw(logits, sampling, rows=50), 701)
+    assert bool((observed[wanted == 0] == 0).all())
+    if spread > 1:
+        assert distance(observed, wanted) < 2.5
+    else:
+        tenths = torch.tensor([float((observed - wanted)[part].sum()) for part in order[kept].chunk(10)])
+        assert tenths.abs().max() < 0.015

@@ -18,7 +18,7 @@ from tandem_server.engine.native.plan import Admission
 from tandem_server.engine.native.sampler import Sampler
 from tandem_server.engine.wire import Sampling
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("draws")]
 
 VOCABULARY = 300
 STOPS = (1, 4, 7)

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).with_name("cpu_kernels")
-MAIN = SOURCES / "layers.c"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 FORMATS = {torch.bfloat16: ("-DTANDEM_BF16",), torch.float32: ()}
@@ -42,22 +41,27 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="tandem-kernels-"))
 
 
-@cache
 def kernels(dtype: torch.dtype) -> ctypes.CDLL:
-    """The library for numbers of `dtype`. Raises NotCompiled."""
+    """What multiplies and attends in numbers of `dtype`. Raises NotCompiled."""
     if dtype not in FORMATS:
         raise NotCompiled(f"there are no kernels for {str(dtype).removeprefix('torch.')}")
+    return library_of("layers.c", FORMATS[dtype])
+
+
+@cache
+def library_of(name: str, more: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Of a source file and what it includes. Raises NotCompiled."""
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise NotCompiled("there is no C compiler")
-    flags = (*FLAGS, *FORMATS[dtype])
+    flags = (*FLAGS, *more)
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
         texts = (path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))
-        told = b"\0".join((*texts, version, " ".join(flags).encode(), _processor()))
+        told = b"\0".join((*texts, version, " ".join((name, *flags)).encode(), _processor()))
         library = folder() / f"{hashlib.sha256(told).hexdigest()[:24]}.so"
         if not library.exists():
-            _compile(compiler, flags, library)
+            _compile([compiler, *flags, str(SOURCES / name)], library)
         return ctypes.CDLL(str(library))
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or ["it says no more"]
@@ -66,13 +70,11 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL:
         raise NotCompiled(f"the kernels could not be compiled or loaded: {error}") from None
 
 
-def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
+def _compile(command: list[str], library: Path) -> None:
     """Several runners may do so at once: each writes a file of its own, and the last one to be renamed stays."""
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
-        subprocess.run(
-            [compiler, *flags, str(MAIN), "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS, check=True
-        )
+        subprocess.run([*command, "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS, check=True)
         made.replace(library)
 
 

@@ -88,6 +88,11 @@ def is_sorted(sampling: Sampling) -> bool:
     return sampling.temperature > 0 and filters and not is_short(sampling)
 
 
+def is_typical(sampling: Sampling) -> bool:
+    """Whether the request's candidates are filtered by how typical they are."""
+    return sampling.temperature > 0 and sampling.typical_p < 1.0
+
+
 def needs_of(samplings: list[Sampling]) -> Needs:
     """What a step whose rows are these calls for."""
     logprobs = [sampling.logprobs for sampling in samplings if sampling.logprobs is not None]
@@ -98,6 +103,6 @@ def needs_of(samplings: list[Sampling]) -> Needs:
         unfiltered=any(s.temperature > 0 and not is_short(s) and not is_sorted(s) for s in samplings),
         penalties=any(map(is_penalised, samplings)),
         biases=any(map(is_biased, samplings)),
-        typical=any(sampling.temperature > 0 and sampling.typical_p < 1.0 for sampling in samplings),
+        typical=any(map(is_typical, samplings)),
         logprobs=max(logprobs) if logprobs else None,
     )

@@ -4,19 +4,24 @@ Last part of a step. Each row's way through here depends on its own parameters o
 no row asks for), so a token never depends on the neighbours. Random rows add Gumbel noise and take the largest.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from tandem_server.engine.native.biases import Biases
+from tandem_server.engine.native.cpu_compiler import NotCompiled
+from tandem_server.engine.native.cpu_draw import CompiledDraw
 from tandem_server.engine.native.largest import largest, top
-from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted
+from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted, is_typical
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
 from tandem_server.engine.native.transfer import upload
 
 IN_CACHE = 1 << 16
 """Numbers."""
+
+log = logging.getLogger("tandem.runner")
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Sampler:
         self._shape, self._device = (slots, vocabulary), device
         # Columns: temperature (1 where greedy), top_p, min_p, repetition, presence and frequency penalty, typical_p.
         self._numbers = torch.ones(slots, 7, dtype=torch.float32, device=device)
-        # Columns: seed, top_k (the vocabulary's size for all), is random, is short, is sorted.
-        self._integers = torch.zeros(slots, 5, dtype=torch.int64, device=device)
+        # Columns: seed, top_k (the vocabulary's size for all), is random, is short, is sorted, is typical.
+        self._integers = torch.zeros(slots, 6, dtype=torch.int64, device=device)
         self._vocabulary = torch.arange(vocabulary, device=device)[None]
         self._counts: torch.Tensor | None = None
         self._in_prompt: torch.Tensor | None = None
         self._biases: Biases | None = None
+        self._compiled = compiled_draw(self._numbers, self._integers, vocabulary)
 
     def admit(self, admission: Admission) -> None:
         """Writes a request's parameters into its slot."""
@@ -56,7 +62,7 @@ class Sampler:
             s.typical_p,
         )
         top_k = min(s.top_k, self._shape[1]) if s.top_k > 0 else self._shape[1]
-        integers = (s.seed, top_k, s.temperature > 0, is_short(s), is_sorted(s))
+        integers = (s.seed, top_k, s.temperature > 0, is_short(s), is_sorted(s), is_typical(s))
         self._numbers[slot] = upload(numbers, torch.float32, self._device)
         self._integers[slot] = upload(integers, torch.int64, self._device)
         if is_biased(s) and self._biases is None:
@@ -85,11 +91,7 @@ class Sampler:
         rows = len(logits)
         scores = self._biases.apply(logits) if needs.biases and self._biases is not None else logits
         scores = self._penalised(scores, rows) if needs.penalties else scores
-        best, tokens = largest(scores)
-        finite = best.isfinite()
-        if needs.random:
-            tokens = torch.where(self._integers[:rows, 2].bool(), self._draw(scores, positions, needs), tokens)
-        tokens = torch.where(finite, tokens, 0)
+        tokens, finite = self._choose(scores, taken, positions, needs)
         if needs.biases and self._biases is not None:
             self._biases.note(tokens, taken)
         if needs.penalties and self._counts is not None:
@@ -102,6 +104,23 @@ class Sampler:
         return Sampled(
             tokens, finite, torch.cat((chosen, ids), -1), torch.cat((logprobs.gather(-1, chosen), values), -1)
         )
+
+    def _choose(
+        self, scores: torch.Tensor, taken: torch.Tensor, positions: torch.Tensor, needs: Needs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows' tokens, 0 where there is none, and whether their scores are finite."""
+        rows = len(scores)
+        if self._compiled is not None:
+            tokens, finite = self._compiled(scores, positions, taken)
+            if not needs.typical:
+                return tokens, finite
+            elsewhere = self._integers[:rows, 5].bool()
+        else:
+            best, tokens = largest(scores)
+            finite, elsewhere = best.isfinite(), self._integers[:rows, 2].bool()
+        if needs.random:
+            tokens = torch.where(elsewhere, self._draw(scores, positions, needs), tokens)
+        return torch.where(finite, tokens, 0), finite
 
     def _penalised(self, logits: torch.Tensor, rows: int) -> torch.Tensor:
         """Repetition counts prompt and answer, presence and frequency the answer alone; 1, 0 and 0 change no bit."""
@@ -151,6 +170,17 @@ class Sampler:
         kept |= ranks == best
         noisy = values.masked_fill(~kept, float("-inf")) + gumbel(keys, ids)
         return ids.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0]
+
+
+def compiled_draw(numbers: torch.Tensor, integers: torch.Tensor, vocabulary: int) -> CompiledDraw | None:
+    """What draws on a CPU; None on a GPU, and where it cannot be had: torch's operators do it then."""
+    if numbers.device.type != "cpu":
+        return None
+    try:
+        return CompiledDraw(numbers, integers, vocabulary)
+    except NotCompiled as error:
+        log.info("tokens are drawn by torch's operators: %s", error)
+        return None
 
 
 def _typical(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
