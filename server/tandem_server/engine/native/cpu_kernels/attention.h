@@ -31,6 +31,10 @@ static num *block_of(const Model *m, const Layer *l, const int32_t *table, int64
     return l->cache + (head * m->places + (int64_t)table[block] * BLOCK) * m->size;
 }
 
+INLINE void fetch(const num *block, int64_t size) {
+    for (int64_t i = 0; i < BLOCK * size; i += 64 / sizeof(num)) __builtin_prefetch(block + i);
+}
+
 /* One row's key and value; the first of a block makes what is behind it zeros, which shares of 0 may be multiplied by. */
 static void write(const Model *m, const Layer *l, const int32_t *table, int64_t head, int64_t position,
                   const float *key, const float *value) {
@@ -126,6 +130,8 @@ INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t first,
         for (int64_t at = from; at < until; at += BLOCK, seen++) {
             const num *keys = block_of(m, l, table, head, at / BLOCK);
             values[seen] = keys + m->kv_heads * m->places * size;
+            fetch(values[seen], size);
+            if (at + BLOCK < end) fetch(block_of(m, l, table, head, at / BLOCK + 1), size);
             for (int64_t q = 0; q < queries; q += ROWS) {
                 int n = queries - q < ROWS ? (int)(queries - q) : ROWS;
                 vec acc[ROWS][2];
