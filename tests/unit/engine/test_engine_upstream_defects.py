@@ -177,10 +177,11 @@ def test_embeddings_that_need_several_batches(make_checkpoint):
 
 
 @pytest.mark.parametrize(("slots", "context", "dtype"), [(4, 1000, "Float32"), (16, 600, "BFloat16")])
-def test_memory_is_reserved_for_prompt_and_decode_together(make_checkpoint, slots, context, dtype):
+def test_memory_is_reserved_for_prompt_and_decode_together(make_checkpoint, slots, context, dtype, draws):
     """26465fb85: worst-case memory has to hold both the prompt's and the decode step's share.
 
-    What the largest step takes is measured; the bound by which the context is fitted must hold it, and not waste.
+    What the largest step takes is measured; the bound by which the context is fitted must hold it, and not waste where
+    torch's operators draw the tokens: compiled kernels need less, but whether they can be had shows only at the load.
     """
     folder = make_checkpoint("LlamaForCausalLM", vocab_size=6000, intermediate_size=256)
     spec = RunnerSpec("m", str(folder), "", dtype=dtype, slots=slots, context=context, threads=1)
@@ -197,7 +198,8 @@ def test_memory_is_reserved_for_prompt_and_decode_together(make_checkpoint, slot
             held += event.nbytes()
             peak = max(peak, held)
         peaks.append(peak)
-    assert 0.2 * bound < max(peaks) < bound
+    assert max(peaks) < bound
+    assert draws == "compiled" or max(peaks) > 0.2 * bound
 
 
 def test_what_a_step_needs_is_taken_off_the_context():

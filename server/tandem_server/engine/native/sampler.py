@@ -13,7 +13,15 @@ from tandem_server.engine.native.biases import Biases
 from tandem_server.engine.native.cpu_compiler import NotCompiled
 from tandem_server.engine.native.cpu_draw import CompiledDraw
 from tandem_server.engine.native.largest import largest, top
-from tandem_server.engine.native.needs import SHORT_LIST, Needs, is_biased, is_penalised, is_short, is_sorted, is_typical
+from tandem_server.engine.native.needs import (
+    SHORT_LIST,
+    Needs,
+    is_biased,
+    is_penalised,
+    is_short,
+    is_sorted,
+    is_typical,
+)
 from tandem_server.engine.native.noise import gumbel, row_keys
 from tandem_server.engine.native.plan import Admission
 from tandem_server.engine.native.transfer import upload
