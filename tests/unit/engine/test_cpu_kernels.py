@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from family_cases import SPARSE
 from test_native_parity import decode, library_model, prefill
 
 from tandem_server.engine.native import cpu_compiler
@@ -159,6 +160,10 @@ def test_what_is_no_number_stays_none():
         ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
         ("Qwen3ForCausalLM", {"head_dim": 128}),
         ("MistralForCausalLM", {"sliding_window": 40, "head_dim": 64, "hidden_size": 256}),
+        ("Gemma2ForCausalLM", {"sliding_window": 40, "head_dim": 256}),
+        ("Gemma3ForCausalLM", {"sliding_window": 40, "head_dim": 32}),
+        ("MixtralForCausalLM", SPARSE),
+        ("GptOssForCausalLM", {"sliding_window": 40, "head_dim": 64, **SPARSE}),
     ],
 )
 @torch.inference_mode()
@@ -166,7 +171,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_librarys(architecture, overrides,
     """Logits along the same text, against the float32 model: ours may not be farther off than torch's bfloat16."""
     folder = make_checkpoint(architecture, dtype="bfloat16", **overrides)
     config = read_decoder_config(folder)
-    layout = Layout(compiled_linear(torch.bfloat16))
+    layout = Layout(*[compiled_linear(torch.bfloat16)] * 2)
     weights = load_decoder(Checkpoint(folder, lambda *_: None), config, torch.bfloat16, torch.device("cpu"), layout)
     decoder = CpuDecoder(config, weights, 2, 400)
     pool = BlockPool(2 * decoder.cache.slot_blocks, near_home)
@@ -189,6 +194,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_librarys(architecture, overrides,
         ("LlamaForCausalLM", {"head_dim": 48, "hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}),
         ("Qwen3ForCausalLM", {"head_dim": 16, "num_attention_heads": 50, "num_key_value_heads": 1}),
         ("MistralForCausalLM", {"sliding_window": 150, "head_dim": 64}),
+        ("Gemma2ForCausalLM", {"sliding_window": 150, "head_dim": 32}),
+        ("GptOssForCausalLM", {"sliding_window": 40, "head_dim": 64, **SPARSE}),
     ],
 )
 @torch.inference_mode()
@@ -199,9 +206,8 @@ def test_a_rows_bits_do_not_depend_on_what_it_attends_beside(architecture, overr
     """
     folder = make_checkpoint(architecture, dtype=str(dtype).removeprefix("torch."), **overrides)
     config = read_decoder_config(folder)
-    weights = load_decoder(
-        Checkpoint(folder, lambda *_: None), config, dtype, torch.device("cpu"), Layout(compiled_linear(dtype))
-    )
+    layout = Layout(*[compiled_linear(dtype)] * 2)
+    weights = load_decoder(Checkpoint(folder, lambda *_: None), config, dtype, torch.device("cpu"), layout)
     text, found = [(i * 37) % 150 + 3 for i in range(330)], []
     for size in (330, 300, 129, 64, 7):
         decoder = CpuDecoder(config, weights, 1, 400)
@@ -214,6 +220,37 @@ def test_a_rows_bits_do_not_depend_on_what_it_attends_beside(architecture, overr
         found.append(logits)
     assert bool(found[0].isfinite().all())
     assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+@pytest.mark.parametrize("make", NARROW)
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        # All experts for each row: a choice between equal ones would turn on what rounding changes.
+        ("MixtralForCausalLM", {"num_local_experts": 3, "num_experts_per_tok": 3}),
+        ("Gemma2ForCausalLM", {}),
+    ],
+)
+@torch.inference_mode()
+def test_narrow_weights_in_experts_and_between_norms(make, architecture, overrides, make_checkpoint):
+    """A model of narrow weights says what one of the restored weights says, but for rounding these to bfloat16."""
+    folder = make_checkpoint(architecture, dtype="bfloat16", **overrides)
+    config, text = read_decoder_config(folder), [(i * 37) % 150 + 3 for i in range(150)]
+
+    def restored(weight: torch.Tensor, bias: torch.Tensor | None) -> CompiledLinear:
+        return CompiledLinear(NARROW[make](weight).to(torch.bfloat16), bias)
+
+    said = []
+    for held in (make, restored):
+        layout, checkpoint = Layout(held, CompiledLinear), Checkpoint(folder, lambda *_: None)
+        weights = load_decoder(checkpoint, config, torch.bfloat16, torch.device("cpu"), layout)
+        decoder = CpuDecoder(config, weights, 2, 200)
+        pool = BlockPool(2 * decoder.cache.slot_blocks, near_home)
+        for slot in range(2):
+            decoder.cache.admit(slot, pool.share(slot, (), decoder.cache.slot_blocks).blocks)
+        first = [prefill(decoder, slot, text[: 150 - slot], 70) for slot in range(2)]
+        said.append(torch.cat([torch.stack(first), decoder.head(decode(decoder, [7, 9], [151, 150]))]))
+    assert error_share(said[0], said[1]) < 0.05
 
 
 def load(folder, **settings):

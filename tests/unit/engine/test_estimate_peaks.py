@@ -1,4 +1,4 @@
-"""Runners of a gibibyte and more take what was foretold: never more, and at most a twentieth less. `make test-long`."""
+"""Runners of a gibibyte and more take what was foretold: never more, and hardly ever a twentieth less. `make test-long`."""
 
 import json
 import os
@@ -33,6 +33,13 @@ SIZES = {
 }
 TYPES = ["sliding_attention", "full_attention"] * 5
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 6}
+GEMMA2 = {
+    "num_hidden_layers": 10,
+    "layer_types": TYPES,
+    "head_dim": 64,
+    "vocab_size": 64_000,
+    "sliding_window": 512,
+}
 CASES = {
     "llama": ("LlamaForCausalLM", {}, {}),
     "llama-deep-context": ("LlamaForCausalLM", {}, {"slots": 2, "context": 4096}),
@@ -43,11 +50,8 @@ CASES = {
         {"vocab_size": 120_000, "tie_word_embeddings": True, "num_hidden_layers": 8, "head_dim": 64},
         {},
     ),
-    "gemma2": (
-        "Gemma2ForCausalLM",
-        {"num_hidden_layers": 10, "layer_types": TYPES, "head_dim": 64, "vocab_size": 64_000, "sliding_window": 512},
-        {},
-    ),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA2, {}),
+    "gemma2-without-a-compiler": ("Gemma2ForCausalLM", GEMMA2, {"compiler": False}),
     "mixtral": ("MixtralForCausalLM", EXPERTS, {}),
     "library": ("Olmo2ForCausalLM", {}, {}),
     "encoder": (
@@ -56,6 +60,10 @@ CASES = {
         {"task": "Embed"},
     ),
 }
+
+
+LOOSE = {"gemma2": 1.08}
+"""Torch's operators hold scores and masks that compiled kernels do without; which it will be shows at the load."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -78,22 +86,27 @@ def case(request, tmp_path_factory):
             parameter.normal_(0.0, 0.02, generator=generator)
     model.save_pretrained(folder, max_shard_size="20GB")
     del model
-    yield folder, {"dtype": "Float32", "slots": 4, "context": 2048, "threads": 2, **settings}
+    yield (
+        LOOSE.get(request.param, 1.05),
+        folder,
+        {"dtype": "Float32", "slots": 4, "context": 2048, "threads": 2, **settings},
+    )
     (folder / "model.safetensors").unlink()
 
 
 @pytest.mark.timeout(600)
 def test_the_peak_is_what_was_foretold(case):
-    folder, settings = case
+    most, folder, settings = case
+    compiler = settings.pop("compiler", True)
     wish = {key: value for key, value in settings.items() if key != "threads"}
     before = estimate(folder, Wish(device=Device.CPU, **wish))
     script = Path(__file__).parent / "peak_of_load.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), json.dumps(settings)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(script), str(folder), json.dumps(settings)]
+    environment = os.environ if compiler else {**os.environ, "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     foretold = before.bytes_at(told["context"])
     print(f"{before.footprint.architecture}: foretold {foretold:,}, {before.parts_at(told['context'])}, taken {told}")
     assert before.footprint.weights >= told["parts"][0] >= 1 << 30
-    assert told["peak"] <= foretold <= 1.05 * told["peak"]
+    assert told["peak"] <= foretold <= most * told["peak"]

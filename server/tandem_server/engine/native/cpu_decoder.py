@@ -7,66 +7,40 @@ a prompt's tokens are to it as many sequences, one longer than the other, that s
 """
 
 import ctypes
+from typing import Any
 
 import torch
 
 from tandem_server.engine.native.blocks import BLOCK
 from tandem_server.engine.native.config import DecoderConfig
 from tandem_server.engine.native.cpu_compiler import kernels
-from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear, Matrix
+from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear
+from tandem_server.engine.native.cpu_structs import (
+    ACTIVATIONS,
+    Layer,
+    Model,
+    Step,
+    activation_of,
+    address,
+    feeds_of,
+    matrix_of,
+)
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.weights import DecoderWeights
 
-CHUNK, TILE, PHASES = 128, 48, 8
+CHUNK, TILE, PHASES = 128, 48, 12
 """As in `structs.h`."""
 LARGEST_HEAD = 256
 
 
-class _Layer(ctypes.Structure):
-    """`Layer` of `structs.h`."""
-
-    _fields_ = (
-        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
-        *((name, ctypes.c_void_p) for name in ("input_norm", "feed_norm", "query_norm", "key_norm")),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "cache")),
-        ("window", ctypes.c_int64),
-    )
-
-
-class _Model(ctypes.Structure):
-    """`Model` of `structs.h`."""
-
-    _fields_ = (
-        ("layers", ctypes.POINTER(_Layer)),
-        ("norm", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "intermediate", "heads", "kv_heads", "size")),
-        *((name, ctypes.c_int64) for name in ("rotated", "places", "threads")),
-        ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    )
-
-
-class _Step(ctypes.Structure):
-    """`Step` of `structs.h`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("turned", "lengths", "tables", "x", "hidden", "qkv", "mixed", "inner")),
-        *((name, ctypes.c_void_p) for name in ("normed", "sums", "attention", "counters")),
-        *((name, ctypes.c_int64) for name in ("rows", "first", "table_stride", "sums_width", "attention_width")),
-    )
-
-
 def why_not(config: DecoderConfig) -> str | None:
     """What of the model the kernels do not compute; None: they compute it."""
-    family = config.family
     rotated = {layer.rope.rotated_size(config.head_size) for layer in config.layer_configs}
-    sizes = (config.hidden, config.intermediate, config.head_size)
+    sizes = [config.hidden, config.intermediate, config.head_size]
+    sizes += [config.experts.intermediate] if config.experts else []
     found = {
-        "experts": config.experts is not None,
-        "norms behind a block": family.sandwich,
-        "norms in float32": family.exact_norms,
-        "score caps or sinks": not config.plain_attention,
-        f"the activation {config.activation}": config.activation != "silu",
+        "experts between norms": config.experts is not None and config.family.sandwich,
+        f"the activation {config.activation}": config.activation not in ACTIVATIONS,
         f"sizes that are no multiple of {LANES}": any(size % LANES for size in sizes),
         f"heads of {config.head_size}": config.head_size > LARGEST_HEAD,
         "layers that turn differently": len(rotated) > 1,
@@ -83,28 +57,37 @@ class CpuDecoder(Decoder):
         super().__init__(config, weights, slots, context, pool_blocks)
         self._kernel = kernels(self.dtype).tandem_layers
         self._ropes = {rope: (cos.contiguous(), sin.contiguous()) for rope, (cos, sin) in self._ropes.items()}
-        self._layer_structs = (_Layer * config.layers)(*(self._layer_struct(index) for index in range(config.layers)))
-        threads = torch.get_num_threads()
-        self._model = _Model(
-            self._layer_structs,
-            weights.norm.data_ptr(),
+        self._kept: list[Any] = []
+        """What the structures point to, beside the weights."""
+        layers = (Layer * config.layers)(*(self._layer_struct(index) for index in range(config.layers)))
+        self._kept.append(layers)
+        threads, experts = torch.get_num_threads(), config.experts
+        self._model = Model(
+            layers,
+            self._norm_address(weights.norm),
             config.layers,
             config.hidden,
-            config.intermediate,
             config.heads,
             config.kv_heads,
             config.head_size,
             config.layer_configs[0].rope.rotated_size(config.head_size),
             self.cache.layers[0].shape[1],
             threads,
+            experts.chosen if experts else 1,
+            bool(experts and experts.normalised),
+            activation_of(config),
             config.norm_epsilon,
             config.attention_scale or config.head_size**-0.5,
+            config.attention_cap or 0.0,
         )
         queries = max(TILE, config.heads // config.kv_heads)
         self._attention_width = queries * (2 * (CHUNK + config.head_size) + 2)
         self._attention_scratch = torch.empty(threads, self._attention_width)
-        self._counters = torch.empty(config.layers, PHASES, dtype=torch.int64)
-        self._sums_width = max(m.sums_width for m in weights.linears() if isinstance(m, CompiledLinear))
+        self._counters = torch.empty(config.layers * PHASES + 1, dtype=torch.int64)
+        # Experts' rows are as many as are chosen for each.
+        self._sums_width = self._model.chosen * max(
+            m.sums_width for m in weights.linears() if isinstance(m, CompiledLinear)
+        )
         self._scratch = self._scratch_of(slots)
 
     @property
@@ -150,17 +133,28 @@ class CpuDecoder(Decoder):
         hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
         tensors = (turned, seen, tables, x, hidden, *self._scratch, self._attention_scratch, self._counters)
         numbers = (rows, first, table_stride, self._sums_width, self._attention_width)
-        step = _Step(*(tensor.data_ptr() for tensor in tensors), *numbers)
+        step = Step(*(tensor.data_ptr() for tensor in tensors), *numbers)
         self._kernel(ctypes.byref(self._model), ctypes.byref(step))
         return hidden
 
     def _scratch_of(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Room for `rows` rows; kept, for fresh memory costs a fault a page."""
         config = self.config
-        widths = (config.heads * config.head_size, config.intermediate, config.hidden)
+        experts, pairs = config.experts, rows * self._model.chosen
+        blocked = pairs if experts else rows if config.family.sandwich else 0
+        gathered, routed = (pairs, rows) if experts else (0, 0)
+        inner = max(rows * config.intermediate, pairs * experts.intermediate if experts else 0)
+        count = experts.count if experts else 0
         return (
             torch.empty(rows, config.qkv_width),
-            *(torch.empty(rows, width, dtype=self.dtype) for width in widths),
+            torch.empty(rows, config.heads * config.head_size, dtype=self.dtype),
+            torch.empty(inner, dtype=self.dtype),
+            torch.empty(rows, config.hidden, dtype=self.dtype),
+            torch.empty(blocked, config.hidden),
+            torch.empty(gathered, config.hidden, dtype=self.dtype),
+            torch.empty(routed, count + -count % LANES),
+            torch.empty(gathered),
+            torch.empty(2 * gathered + 2 * (count + 1), dtype=torch.int32),
             torch.empty(self._model.threads * rows * self._sums_width),
         )
 
@@ -171,14 +165,26 @@ class CpuDecoder(Decoder):
         logits = head.floats(hidden)
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _layer_struct(self, index: int) -> _Layer:
+    def _layer_struct(self, index: int) -> Layer:
         layer, own = self.weights.layers[index], self.config.layer_configs[index]
-        matrices = [layer.qkv, layer.output, *layer.feed.linears()]
-        norms = (layer.input_norm, layer.feed_norm, layer.query_norm, layer.key_norm)
-        return _Layer(
-            *(matrix.matrix for matrix in matrices if isinstance(matrix, CompiledLinear)),
-            *(None if norm is None else norm.data_ptr() for norm in norms),
-            *(table.data_ptr() for table in self._ropes[own.rope]),
-            self.cache.layers[index].data_ptr(),
+        router, feeds, experts = feeds_of(layer.feed.linears(), own.sparse)
+        self._kept.append(feeds)
+        norms = (layer.input_norm, layer.feed_norm, layer.attention_norm, layer.feed_output_norm)
+        return Layer(
+            matrix_of(layer.qkv),
+            matrix_of(layer.output),
+            router,
+            feeds,
+            *map(self._norm_address, (*norms, layer.query_norm, layer.key_norm)),
+            address(layer.sinks),
+            *map(address, self._ropes[own.rope]),
+            address(self.cache.layers[index]),
             own.window or 0,
+            experts,
         )
+
+    def _norm_address(self, weight: torch.Tensor | None) -> int | None:
+        """Of a norm's weight in float32."""
+        exact = None if weight is None else weight.float()
+        self._kept.append(exact)
+        return address(exact)

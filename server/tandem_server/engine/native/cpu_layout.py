@@ -28,9 +28,9 @@ def quantized_cpu_layout(
     reason = why_not(config)
     if reason is None:
         try:
-            compiled_linear(torch.bfloat16)
+            exact = compiled_linear(torch.bfloat16)
             make = compiled_int8() if quantization == "Int8" else in_groups(compiled_int4())
-            return Layout(make), "steps by compiled kernels"
+            return Layout(make, exact), "steps by compiled kernels"
         except NotCompiled as error:
             reason = str(error)
     return layout_for(quantization, device, slots), f"steps by torch's operators: {reason}"
@@ -50,4 +50,4 @@ def cpu_layout(config: DecoderConfig, dtype: torch.dtype, slots: int, fused: boo
     if ours > max(CALLS, CLEARLY_SLOWER * other):
         numbers = f"{ours * 1e6:.0f} us, torch's {other * 1e6:.0f} us"
         return UNQUANTIZED, f"steps by torch's operators (the largest layer takes our kernels {numbers})"
-    return Layout(make), "steps by compiled kernels"
+    return Layout(make, make), "steps by compiled kernels"

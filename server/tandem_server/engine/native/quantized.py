@@ -31,6 +31,8 @@ class Layout:
     """How the matrices of a decoder are held."""
 
     make: MakeLinear = make_linear
+    exact: MakeLinear = make_linear
+    """Of those that are never quantised."""
 
 
 UNQUANTIZED = Layout()

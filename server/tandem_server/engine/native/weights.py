@@ -13,7 +13,7 @@ from tandem_server.engine.native.config import DecoderConfig, ExpertsConfig
 from tandem_server.engine.native.families import ExpertNames
 from tandem_server.engine.native.feedforward import Dense, Experts, FeedForward
 from tandem_server.engine.native.gpu_experts import Matrices, StackedExperts, stacked
-from tandem_server.engine.native.linear import Linear, PlainLinear, make_linear
+from tandem_server.engine.native.linear import Linear, PlainLinear
 from tandem_server.engine.native.quantized import UNQUANTIZED, Layout
 from tandem_server.engine.native.staging import CudaCopies, Staging
 
@@ -62,8 +62,8 @@ class _Reader:
     ) -> None:
         self._checkpoint, self._config, self._dtype, self._device = checkpoint, config, dtype, device
         self._staging = Staging(device, CudaCopies(device)) if device.type == "cuda" else None
-        self.held = layout.make
-        """How a matrix is held."""
+        self.held, self.exact = layout.make, layout.exact
+        """How a matrix is held, and one that is never quantised."""
         self.stacks = device.type == "cuda" and layout is UNQUANTIZED
         """A layer's experts are one tensor; see `StackedExperts`."""
         self.parameters = 0
@@ -84,7 +84,7 @@ class _Reader:
 
     def linear(self, parts: list[tuple[str, int]], inputs: int, bias: bool, exact: bool = False) -> Linear:
         """The matrices `parts` (name without `.weight`, outputs) as one below the other; `exact` is never quantised."""
-        return (make_linear if exact else self.held)(*self.matrix(parts, inputs, bias))
+        return (self.exact if exact else self.held)(*self.matrix(parts, inputs, bias))
 
     def matrix(self, parts: list[tuple[str, int]], inputs: int, bias: bool = False) -> Matrices:
         """As `linear`, weight `[outputs, inputs]` and bias, before anything is made of it."""

@@ -10,11 +10,9 @@
 #include "structs.h"
 
 /* ---- into the cache ---- */
-static void norm_in_place(float *x, const num *weight, int64_t size, float epsilon) {
-    vec squares = {0};
-    for (int64_t i = 0; i < size; i += LANES) squares += loadf(x + i) * loadf(x + i);
-    float factor = 1.0f / sqrtf(sum(squares) / size + epsilon);
-    for (int64_t i = 0; i < size; i += LANES) storef(x + i, loadf(x + i) * factor * load(weight + i));
+static void norm_in_place(float *x, const float *weight, int64_t size, float epsilon) {
+    float factor = norm_factor(x, size, epsilon);
+    for (int64_t i = 0; i < size; i += LANES) storef(x + i, loadf(x + i) * factor * loadf(weight + i));
 }
 
 /* Turns pairs of the halves' kind; the first half's minus is in `sin`. */
@@ -83,12 +81,13 @@ static void turn_share(const Model *m, const Layer *l, const Step *s, int64_t *c
 /* ---- out of it ---- */
 /* Scores of a chunk, `count` of them, to shares, of which keys before `begin` and from `end` on get none; gives the
  * factor by which all that was summed before shrinks. */
-static float share_out(num *shares, float *scores, int64_t count, int64_t begin, int64_t end, float *most,
+static float share_out(num *shares, float *scores, int64_t count, int64_t begin, int64_t end, float cap, float *most,
                        float *total) {
     const ints places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vec largest = all(-INFINITY), sums = {0};
     for (int64_t j = 0; j < count; j += LANES) {
         vec v = loadf(scores + j);
+        if (cap) storef(scores + j, v = cap * tangent(v / cap));
         if (j < begin || j + LANES > end) {
             ints at = places + (int32_t)j, seen = (at >= (int32_t)begin) & (at < (int32_t)end);
             v = (vec)(((ints)v & seen) | ((ints)all(-INFINITY) & ~seen));
@@ -118,7 +117,7 @@ INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t first,
     for (int64_t q = 0; q < queries; q++) {
         const float *from = s->qkv + ((first + q / group) * width + head * group + q % group) * size;
         for (int64_t i = 0; i < size; i += LANES) store(query + q * size + i, loadf(from + i));
-        most[q] = -INFINITY, total[q] = 0;
+        most[q] = l->sinks ? l->sinks[head * group + q % group] : -INFINITY, total[q] = l->sinks ? 1 : 0;
     }
     memset(mixed, 0, queries * size * sizeof(float));
 
@@ -145,7 +144,7 @@ INLINE void attend(const Model *m, const Layer *l, const Step *s, int64_t first,
         for (int64_t q = 0; q < queries; q++) {
             int64_t length = s->lengths[first + q / group], start = l->window ? length - l->window : 0;
             float shrunk = share_out(shares + q * CHUNK, scores + q * CHUNK, seen * BLOCK, start - from, length - from,
-                                     most + q, total + q);
+                                     m->cap, most + q, total + q);
             for (int64_t i = 0; shrunk != 1.0f && i < size; i += LANES)
                 storef(mixed + q * size + i, loadf(mixed + q * size + i) * shrunk);
         }
@@ -184,6 +183,7 @@ static void attend_share(const Model *m, const Layer *l, const Step *s, int64_t 
         if (!s->lengths[row]) memset(out, 0, group * m->size * sizeof(num));
         else if (m->size == 64) attend(m, l, s, row, count, head, 64, scratch);
         else if (m->size == 128) attend(m, l, s, row, count, head, 128, scratch);
+        else if (m->size == 256) attend(m, l, s, row, count, head, 256, scratch);
         else attend(m, l, s, row, count, head, m->size, scratch);
     }
 }

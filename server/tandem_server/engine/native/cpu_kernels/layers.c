@@ -8,7 +8,7 @@
  * row gives depends on no other row, whatever their number. Sums are float32; between layers x stays float32.
  */
 #include "attention.h"
-#include "linear.h"
+#include "experts.h"
 
 extern int omp_get_thread_num(void);
 
@@ -16,55 +16,85 @@ extern int omp_get_thread_num(void);
  * `sums`: scratch of [threads, rows * inputs / QUANTUM] for INT4. */
 void tandem_linear(const Matrix *m, const num *x, float *sums, int64_t rows, int mode, void *out, const num *onto,
                    int64_t threads) {
+    static const Activation silu = {SILU, 0, 0};
+    const void *more = mode == GATED ? (const void *)&silu : onto;
     int64_t counter = 0;
 #pragma omp parallel num_threads(threads)
-    share(m, x, sums + omp_get_thread_num() * rows * (m->inputs / QUANTUM), rows, mode, out, onto, &counter, threads);
+    share(m, x, sums + omp_get_thread_num() * rows * (m->inputs / QUANTUM), rows, mode, out, more, &counter, threads);
 }
 
-static void norm(num *out, const float *x, const num *weight, int64_t size, float epsilon) {
-    vec squares = {0};
-    for (int64_t i = 0; i < size; i += LANES) squares += loadf(x + i) * loadf(x + i);
-    float factor = 1.0f / sqrtf(sum(squares) / size + epsilon);
-    for (int64_t i = 0; i < size; i += LANES) store(out + i, loadf(x + i) * factor * load(weight + i));
+/* The rows from `first` on, normalised; before that, what the block before gave is added, normalised by `behind`. */
+static void norm_share(const Model *m, const Step *s, const float *behind, const float *weight, int64_t first, num *out,
+                       int64_t *counter) {
+    for (int64_t row; (row = first + __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < s->rows;) {
+        float *x = s->x + row * m->hidden, *given = s->blocked + row * m->hidden;
+        if (behind) {
+            float factor = norm_factor(given, m->hidden, m->epsilon);
+            for (int64_t i = 0; i < m->hidden; i += LANES)
+                storef(x + i, loadf(x + i) + loadf(given + i) * factor * loadf(behind + i));
+        }
+        float factor = norm_factor(x, m->hidden, m->epsilon);
+        num *own = out + (row - first) * m->hidden;
+        for (int64_t i = 0; i < m->hidden; i += LANES) store(own + i, loadf(x + i) * factor * loadf(weight + i));
+    }
 }
 
-static void norm_share(const Model *m, const Step *s, const num *weight, int64_t first, num *out, int64_t *counter) {
-    for (int64_t row; (row = first + __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < s->rows;)
-        norm(out + row * m->hidden, s->x + row * m->hidden, weight, m->hidden, m->epsilon);
+/* The rows from `first` on through a block's feed-forward: onto x, or to `blocked` where a norm stands behind it. */
+static void feed_share(const Model *m, const Layer *l, const Step *s, int64_t first, float *sums, int64_t *counter) {
+    int64_t rows = s->rows - first;
+    float *x = s->x + first * m->hidden, *blocked = s->blocked + first * m->hidden;
+    if (!l->experts) {
+        share(&l->feeds->gate_up, s->normed, sums, rows, GATED, s->inner, &m->activation, counter, m->threads);
+#pragma omp barrier
+        if (l->feed_output_norm)
+            share(&l->feeds->down, s->inner, sums, rows, TO_FLOATS, blocked, NULL, counter + 1, m->threads);
+        else share(&l->feeds->down, s->inner, sums, rows, ONTO_FLOATS, x, NULL, counter + 1, m->threads);
+        return;
+    }
+    share(&l->router, s->normed, sums, rows, TO_FLOATS, s->routes, NULL, counter, m->threads);
+#pragma omp barrier
+#pragma omp single
+    gather(m, l, s, s->normed, rows);
+    expert_share(m, l, s, 0, sums, counter + 1);
+#pragma omp barrier
+    expert_share(m, l, s, 1, sums, counter + 2);
+#pragma omp barrier
+    for (int64_t row; (row = __atomic_fetch_add(counter + 3, 1, __ATOMIC_RELAXED)) < rows;)
+        combine(m, l, s, x + row * m->hidden, row);
 }
 
 /* Each row's token through all layers; a row may be of a sequence of its own, or of one that all are of. */
 void tandem_layers(const Model *m, const Step *s) {
     int64_t threads = m->threads, query = m->heads * m->size;
-    memset(s->counters, 0, m->layer_count * PHASES * sizeof(int64_t));
+    memset(s->counters, 0, (m->layer_count * PHASES + 1) * sizeof(int64_t));
 #pragma omp parallel num_threads(threads)
     {
         float *scratch = s->attention + omp_get_thread_num() * s->attention_width;
         float *sums = s->sums + omp_get_thread_num() * s->rows * s->sums_width;
         int64_t *counter = s->counters;
-        for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
+        const float *behind = NULL;
+        for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++, counter += PHASES) {
             /* What is no more than keys and values to others need not go on behind the last attention. */
             int64_t first = l + 1 < m->layers + m->layer_count ? 0 : s->first, rows = s->rows - first;
-            num *normed = s->normed + first * m->hidden, *mixed = s->mixed + first * query;
-            float *x = s->x + first * m->hidden;
-            norm_share(m, s, l->input_norm, 0, s->normed, counter++);
+            const num *mixed = s->mixed + first * query;
+            float *x = s->x + first * m->hidden, *blocked = s->blocked + first * m->hidden;
+            norm_share(m, s, behind, l->input_norm, 0, s->normed, counter);
 #pragma omp barrier
-            share(&l->qkv, s->normed, sums, s->rows, TO_FLOATS, s->qkv, NULL, counter++, threads);
+            share(&l->qkv, s->normed, sums, s->rows, TO_FLOATS, s->qkv, NULL, counter + 1, threads);
 #pragma omp barrier
-            turn_share(m, l, s, counter++);
+            turn_share(m, l, s, counter + 2);
 #pragma omp barrier
-            attend_share(m, l, s, first, counter++, scratch);
+            attend_share(m, l, s, first, counter + 3, scratch);
 #pragma omp barrier
-            share(&l->output, mixed, sums, rows, ONTO_FLOATS, x, NULL, counter++, threads);
+            if (l->output_norm) share(&l->output, mixed, sums, rows, TO_FLOATS, blocked, NULL, counter + 4, threads);
+            else share(&l->output, mixed, sums, rows, ONTO_FLOATS, x, NULL, counter + 4, threads);
 #pragma omp barrier
-            norm_share(m, s, l->feed_norm, first, s->normed, counter++);
+            norm_share(m, s, l->output_norm, l->feed_norm, first, s->normed, counter + 5);
 #pragma omp barrier
-            share(&l->gate_up, normed, sums, rows, GATED, s->inner, NULL, counter++, threads);
-#pragma omp barrier
-            share(&l->down, s->inner, sums, rows, ONTO_FLOATS, x, NULL, counter++, threads);
+            feed_share(m, l, s, first, sums, counter + 6);
+            behind = l->feed_output_norm;
 #pragma omp barrier
         }
+        norm_share(m, s, behind, m->norm, s->first, s->hidden, counter);
     }
-    for (int64_t row = s->first; row < s->rows; row++)
-        norm(s->hidden + (row - s->first) * m->hidden, s->x + row * m->hidden, m->norm, m->hidden, m->epsilon);
 }

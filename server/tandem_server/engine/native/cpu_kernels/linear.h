@@ -15,9 +15,14 @@
 
 enum { TO_NUMS, TO_FLOATS, ONTO_NUMS, ONTO_FLOATS, GATED };
 
-INLINE vec silu(vec x) {
-    ints gone = x < -87.0f; /* where the exponential is capped, and the result as good as 0 */
-    return (vec)((ints)(x / (1.0f + exponential(-x))) & ~gone);
+/* Of a gate's and an up's sums. */
+INLINE vec activated(const Activation *a, vec gate, vec up) {
+    if (a->kind == SILU) return sigmoid_times(gate, gate) * up;
+    /* With tanh: x * (1 + tanh(y)) / 2 is x / (1 + e^-2y). */
+    if (a->kind == GELU) return sigmoid_times(gate, 1.59576912f * (gate + 0.044715f * gate * gate * gate)) * up;
+    vec bound = all(-a->limit); /* on the left: a NaN on the right stays */
+    gate = -larger(bound, -gate), up = larger(bound, -larger(bound, -up));
+    return sigmoid_times(gate, gate * a->alpha) * (up + 1.0f);
 }
 
 /* Up to MANY rows times two panels of any kind. */
@@ -54,9 +59,10 @@ static void multiply(const Matrix *m, vec acc[MANY][2], const int64_t panel[2], 
     }
 }
 
-/* Panels `2 * task` and the one behind it (GATED: a gate's and its up's), for all rows. */
+/* Panels `2 * task` and the one behind it (GATED: a gate's and its up's), for all rows. `more`: what ONTO_NUMS adds to,
+ * or the Activation. */
 static void panels(const Matrix *m, const num *x, const float *sums, int64_t rows, int64_t task, int mode, void *out,
-                   const num *onto) {
+                   const void *more) {
     int64_t count = m->outputs / LANES, half = count / 2;
     int64_t first = mode == GATED ? task : 2 * task, second = mode == GATED ? task + half : first + 1;
     int alone = second >= count; /* an odd last panel is computed twice, and kept once */
@@ -72,14 +78,14 @@ static void panels(const Matrix *m, const num *x, const float *sums, int64_t row
             vec left = acc[r][0] + bias_a, right = acc[r][1] + bias_b;
             int64_t place = (row + r) * width + first * LANES;
             if (mode == GATED) {
-                store((num *)out + place, silu(left) * right);
+                store((num *)out + place, activated(more, left, right));
                 continue;
             }
             for (int side = 0; side < (alone ? 1 : 2); side++) {
                 vec v = side ? right : left;
                 int64_t at = place + side * LANES;
                 if (mode == TO_NUMS) store((num *)out + at, v);
-                else if (mode == ONTO_NUMS) store((num *)out + at, v + load(onto + at));
+                else if (mode == ONTO_NUMS) store((num *)out + at, v + load((const num *)more + at));
                 else if (mode == TO_FLOATS) storef((float *)out + at, v);
                 else storef((float *)out + at, v + loadf((float *)out + at));
             }
@@ -93,7 +99,7 @@ static int64_t tasks_of(const Matrix *m, int mode) {
 }
 
 /* The caller's share of all panels; others take theirs from the same counter. `sums` is scratch of the caller's own. */
-static void share(const Matrix *m, const num *x, float *sums, int64_t rows, int mode, void *out, const num *onto,
+static void share(const Matrix *m, const num *x, float *sums, int64_t rows, int mode, void *out, const void *more,
                   int64_t *counter, int64_t threads) {
 #ifdef TANDEM_BF16
     if (m->kind == INT4) sum_quanta(sums, x, rows, m->inputs);
@@ -104,6 +110,6 @@ static void share(const Matrix *m, const num *x, float *sums, int64_t rows, int 
         int64_t task = __atomic_fetch_add(counter, at_once, __ATOMIC_RELAXED);
         if (task >= tasks) return;
         for (int64_t end = task + at_once < tasks ? task + at_once : tasks; task < end; task++)
-            panels(m, x, sums, rows, task, mode, out, onto);
+            panels(m, x, sums, rows, task, mode, out, more);
     }
 }

@@ -121,3 +121,15 @@ INLINE vec exponential(vec x) {
     ints scaled = (ints)p + (__builtin_convertvector(whole, ints) << 23), low = x < -87.0f, nan = x != x;
     return (vec)((scaled & ~(low | nan)) | ((ints)x & nan));
 }
+/* x / (1 + e^-z): the activations' common form; what is as good as 0 is 0. */
+INLINE vec sigmoid_times(vec x, vec z) {
+    ints gone = z < -87.0f; /* where the exponential is capped */
+    return (vec)((ints)(x / (1.0f + exponential(-z))) & ~gone);
+}
+INLINE vec tangent(vec x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+/* By which a row's numbers are multiplied to have a mean square of 1. */
+static inline float norm_factor(const float *x, int64_t size, float epsilon) {
+    vec squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) squares += loadf(x + i) * loadf(x + i);
+    return 1.0f / sqrtf(sum(squares) / size + epsilon);
+}
