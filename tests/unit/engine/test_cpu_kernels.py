@@ -20,8 +20,11 @@ from tandem_server.engine.native.cpu_decoder import CpuDecoder
 from tandem_server.engine.native.cpu_layout import cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear, compiled_linear
 from tandem_server.engine.native.cpu_quantized import CompiledInt4, CompiledInt8, compiled_int4, compiled_int8
+from tandem_server.engine.native.cpu_step import CpuStep, Drawn
 from tandem_server.engine.native.linear import row_invariant_sizes
 from tandem_server.engine.native.load import load_generator
+from tandem_server.engine.native.needs import needs_of
+from tandem_server.engine.native.plan import BAD_ROW, Admission, Chunk, Decode, StepPlan
 from tandem_server.engine.native.quantized import (
     GROUP,
     UNQUANTIZED,
@@ -32,7 +35,7 @@ from tandem_server.engine.native.quantized import (
     quantize_int8,
 )
 from tandem_server.engine.native.weights import load_decoder
-from tandem_server.engine.wire import RunnerSpec
+from tandem_server.engine.wire import RunnerSpec, Sampling
 
 pytestmark = pytest.mark.torch
 
@@ -255,6 +258,66 @@ def test_narrow_weights_in_experts_and_between_norms(make, architecture, overrid
 
 def load(folder, **settings):
     return load_generator(RunnerSpec("m", str(folder), "", slots=2, context=200, **settings), lambda *_: None)
+
+
+def drawn(step: CpuStep, samplings: list[Sampling], steps: int = 40) -> tuple[list[dict[int, int]], int]:
+    """Tokens of so many decode steps of requests beside each other, and how many of them were one call."""
+    blocks, prompt, needs = step._decoder.cache.slot_blocks, [5, 9, 33, 7], needs_of(samplings)
+    step._checked, calls = True, 0
+    admitted = tuple(
+        Admission(slot, own, prompt, blocks=tuple(range(slot * blocks, (slot + 1) * blocks)))
+        for slot, own in enumerate(samplings)
+    )
+    slots = range(len(samplings))
+    chunks = tuple(Chunk(slot, 0, prompt, True) for slot in slots)
+    plan = StepPlan(0, admitted, (), chunks, tuple((slot, 4) for slot in slots), needs=needs)
+    made = [step.compute(plan).to_host().tokens]
+    for number in range(1, steps):
+        rows = [slot for slot in slots if slot == 0 or number % 3]  # the others rest now and then
+        positions = {slot: 4 + sum(slot in tokens for tokens in made) for slot in rows}
+        decode = tuple(Decode(slot, position - 1) for slot, position in positions.items())
+        output = step.compute(StepPlan(number, (), decode, (), tuple(positions.items()), needs=needs))
+        calls += isinstance(output, Drawn)
+        made.append(output.to_host().tokens)
+    return made, calls
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "BFloat16"])
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+def test_a_step_that_is_one_call_draws_what_its_parts_would(architecture, dtype, make_checkpoint):
+    """Scaled embeddings and capped logits included; a request that the kernel cannot draw takes the step apart."""
+    engine = load(make_checkpoint(architecture, dtype=dtype.lower()), dtype=dtype, threads=1)
+    step = engine._step
+    assert isinstance(step, CpuStep)
+    usual = [Sampling(temperature=0.0), Sampling(temperature=1.3, top_k=30, seed=8)]
+    fused, calls = drawn(step, usual)
+    assert calls == 39
+    step._is_fused = False
+    assert drawn(step, usual) == (fused, 0)
+    step._is_fused = True
+    assert len({tokens[1] for tokens in fused if 1 in tokens}) > 5
+    for own in (
+        Sampling(typical_p=0.5),
+        Sampling(repetition_penalty=1.2),
+        Sampling(logprobs=2),
+        Sampling(min_tokens=3),
+    ):
+        apart, calls = drawn(step, [usual[0], own])
+        assert calls == 0
+        assert [tokens[0] for tokens in apart] == [tokens[0] for tokens in fused]
+
+
+def test_a_row_without_numbers_ends_alone_in_one_call(make_checkpoint):
+    engine = load(make_checkpoint("LlamaForCausalLM"), dtype="Float32", threads=1)
+    greedy = [Sampling(temperature=0.0)] * 2
+    drawn(engine._step, greedy, steps=2)
+    engine._step._decoder.cache.pool[:, :, : engine._step._decoder.capacity] = torch.nan  # the first slot's
+    needs = needs_of(greedy)
+    plan = StepPlan(2, (), (Decode(0, 5), Decode(1, 5)), (), ((0, 6), (1, 6)), needs=needs)
+    output = engine._step.compute(plan)
+    assert isinstance(output, Drawn)
+    assert output.to_host().tokens[0] == BAD_ROW
+    assert output.to_host().tokens[1] >= 0
 
 
 def test_the_load_tells_whose_kernels_compute(make_checkpoint):

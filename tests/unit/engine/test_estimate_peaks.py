@@ -1,4 +1,4 @@
-"""Runners of a gibibyte and more take what was foretold: never more, and hardly ever a twentieth less. `make test-long`."""
+"""Runners of a gibibyte and more take what was foretold: never more, hardly ever a twentieth less. `make test-long`."""
 
 import json
 import os

@@ -268,8 +268,8 @@ def test_a_fault_of_the_engine_is_told(front, make_checkpoint, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("the device caught fire")
 
-    for decoder in ("decoder.Decoder", "cpu_decoder.CpuDecoder"):
-        monkeypatch.setattr(f"tandem_server.engine.native.{decoder}.decode", fail)
+    for computes in ("decoder.Decoder.decode", "cpu_decoder.CpuDecoder.decode", "cpu_step.CpuStep._run"):
+        monkeypatch.setattr(f"tandem_server.engine.native.{computes}", fail)
     monkeypatch.setattr("tandem_server.engine.native.load.warm_up", lambda *_: None)
     one = front(make_checkpoint("LlamaForCausalLM"))
     one.until(Loaded, Progress)

@@ -7,6 +7,7 @@ a prompt's tokens are to it as many sequences, one longer than the other, that s
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tandem_server.engine.native.cpu_compiler import kernels
 from tandem_server.engine.native.cpu_linear import LANES, CompiledLinear
 from tandem_server.engine.native.cpu_structs import (
     ACTIVATIONS,
+    Ends,
     Layer,
     Model,
     Step,
@@ -57,12 +59,13 @@ class CpuDecoder(Decoder):
         super().__init__(config, weights, slots, context, pool_blocks)
         self._kernel = kernels(self.dtype).tandem_layers
         self._ropes = {rope: (cos.contiguous(), sin.contiguous()) for rope, (cos, sin) in self._ropes.items()}
+        self._stride = self.cache.slot_blocks
         self._kept: list[Any] = []
         """What the structures point to, beside the weights."""
         layers = (Layer * config.layers)(*(self._layer_struct(index) for index in range(config.layers)))
         self._kept.append(layers)
         threads, experts = torch.get_num_threads(), config.experts
-        self._model = Model(
+        self.model = Model(
             layers,
             self._norm_address(weights.norm),
             config.layers,
@@ -85,7 +88,7 @@ class CpuDecoder(Decoder):
         self._attention_scratch = torch.empty(threads, self._attention_width)
         self._counters = torch.empty(config.layers * PHASES + 1, dtype=torch.int64)
         # Experts' rows are as many as are chosen for each.
-        self._sums_width = self._model.chosen * max(
+        self._sums_width = self.model.chosen * max(
             m.sums_width for m in weights.linears() if isinstance(m, CompiledLinear)
         )
         self._scratch = self._scratch_of(slots)
@@ -107,7 +110,7 @@ class CpuDecoder(Decoder):
         if any(self._rope_starts[:rows]):
             turned = positions + torch.tensor(self._rope_starts[:rows])
         seen = torch.tensor(lengths, dtype=torch.int32)
-        return self._layers(tokens, turned, seen, self.cache.tables, self.cache.slot_blocks, 0)
+        return self._layers(tokens, turned, seen, self.cache.tables, self._stride, 0)
 
     def prefill(self, slot: int, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """See `Decoder.prefill`."""
@@ -131,16 +134,31 @@ class CpuDecoder(Decoder):
             self._scratch = self._scratch_of(rows)
         x = self._embed(tokens).float()
         hidden = torch.empty(rows - first, self.config.hidden, dtype=self.dtype)
-        tensors = (turned, seen, tables, x, hidden, *self._scratch, self._attention_scratch, self._counters)
-        numbers = (rows, first, table_stride, self._sums_width, self._attention_width)
-        step = Step(*(tensor.data_ptr() for tensor in tensors), *numbers)
-        self._kernel(ctypes.byref(self._model), ctypes.byref(step))
+        addresses = [tensor.data_ptr() for tensor in (turned, seen, tables, x, hidden)]
+        step = self._step_struct(addresses, rows, first, table_stride)
+        self._kernel(ctypes.byref(self.model), ctypes.byref(step))
         return hidden
+
+    def decode_struct(self, rows: int, turned: int, lengths: int, x: int, hidden: int) -> Step:
+        """`Step` of `structs.h` for one token of each of the first `rows` slots; the rest are addresses."""
+        return self._step_struct((turned, lengths, self.cache.tables.data_ptr(), x, hidden), rows, 0, self._stride)
+
+    def _step_struct(self, addresses: Sequence[int], rows: int, first: int, table_stride: int) -> Step:
+        """Of its first five fields and the decoder's own scratch, which has room for `rows`."""
+        scratch = (tensor.data_ptr() for tensor in (*self._scratch, self._attention_scratch, self._counters))
+        return Step(*addresses, *scratch, rows, first, table_stride, self._sums_width, self._attention_width)
+
+    def ends_struct(self, logits: torch.Tensor) -> Ends:
+        """`Ends` of `structs.h`."""
+        scale, cap = self._embedding_scale, self.config.logit_cap
+        rounded = 0.0 if scale is None else float(torch.tensor(scale, dtype=self.dtype))
+        table = self.weights.embedding
+        return Ends(address(table), matrix_of(self.weights.head), logits.data_ptr(), 0.0, rounded, cap or 0.0)
 
     def _scratch_of(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Room for `rows` rows; kept, for fresh memory costs a fault a page."""
         config = self.config
-        experts, pairs = config.experts, rows * self._model.chosen
+        experts, pairs = config.experts, rows * self.model.chosen
         blocked = pairs if experts else rows if config.family.sandwich else 0
         gathered, routed = (pairs, rows) if experts else (0, 0)
         inner = max(rows * config.intermediate, pairs * experts.intermediate if experts else 0)
@@ -155,7 +173,7 @@ class CpuDecoder(Decoder):
             torch.empty(routed, count + -count % LANES),
             torch.empty(gathered),
             torch.empty(2 * gathered + 2 * (count + 1), dtype=torch.int32),
-            torch.empty(self._model.threads * rows * self._sums_width),
+            torch.empty(self.model.threads * rows * self._sums_width),
         )
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,18 @@ class Step(ctypes.Structure):
     )
 
 
+class Ends(ctypes.Structure):
+    """`Ends`."""
+
+    _fields_ = (
+        *_pointers("embedding"),
+        ("head", Matrix),
+        *_pointers("logits"),
+        ("headed", ctypes.c_double),
+        *((name, ctypes.c_float) for name in ("embedding_scale", "logit_cap")),
+    )
+
+
 def address(tensor: torch.Tensor | None) -> int | None:
     """Of a contiguous tensor's first number."""
     assert tensor is None or tensor.is_contiguous()

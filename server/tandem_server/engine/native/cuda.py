@@ -1,14 +1,14 @@
 """How plans reach a GPU: steps queue up on one compute stream, their outcome is copied out on a second one."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 
-from tandem_server.engine.native.executors import Pending
+from tandem_server.engine.native.executors import Compute, Pending
 from tandem_server.engine.native.plan import StepPlan, StepResult
 from tandem_server.engine.native.step import StepOutput
 from tandem_server.engine.native.timeline import DeviceTimes
@@ -67,7 +67,7 @@ class _CudaPending:
 class CudaExecutor:
     """Queues steps on one compute stream and copies their outcome to pinned memory on a second one."""
 
-    def __init__(self, compute: Callable[[StepPlan], StepOutput], device: torch.device, slots: int) -> None:
+    def __init__(self, compute: Compute, device: torch.device, slots: int) -> None:
         self._compute = compute
         # The loops read a step's tokens before they launch the next but one, so no buffer is written while it is read.
         self._tokens = PinnedRing((slots,), torch.int64, device)
@@ -98,6 +98,7 @@ class CudaExecutor:
         with torch.cuda.stream(self._stream):
             began.record()
             output = self._compute(plan)
+            assert isinstance(output, StepOutput), "a GPU's step leaves its outcome on the device"
             ended.record()
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)

@@ -26,6 +26,7 @@ from tandem_server.engine.native.config import DecoderConfig, NotFused, architec
 from tandem_server.engine.native.cpu_decoder import CpuDecoder
 from tandem_server.engine.native.cpu_layout import cpu_layout, quantized_cpu_layout
 from tandem_server.engine.native.cpu_linear import CompiledLinear
+from tandem_server.engine.native.cpu_step import CpuStep
 from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
 from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
@@ -112,11 +113,7 @@ def _load(
     decoder = _make_decoder(config, weights, slots, room)
     decoder.prove_span()
     sizes = _row_sizes(decoder, formats.dtype)
-    step = (
-        GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
-        if isinstance(decoder, GpuDecoder)
-        else DeviceStep(decoder, sizes)
-    )
+    step = _make_step(decoder, sizes, room)
     limits = _limits(spec, decoder, room)
     warm_up(step, limits, device)
     overhead = _overhead(device, before, with_weights, weights, decoder)
@@ -241,6 +238,12 @@ def _make_decoder(config: DecoderConfig, weights: Weights, slots: int, room: Roo
         return GpuDecoder(config, weights, slots, room.context, gpu_kernels(), room.pool, room.cache_dtype)
     kind = CpuDecoder if isinstance(weights.head, CompiledLinear) else Decoder
     return kind(config, weights, slots, room.context, room.pool)
+
+
+def _make_step(decoder: Model, sizes: tuple[int, ...], room: Room) -> DeviceStep:
+    if isinstance(decoder, GpuDecoder):
+        return GpuStep(decoder, sizes, CudaGraphs(), together=room.together)
+    return CpuStep(decoder, sizes) if isinstance(decoder, CpuDecoder) else DeviceStep(decoder, sizes)
 
 
 def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:

@@ -55,7 +55,8 @@ class Sampler:
         self._counts: torch.Tensor | None = None
         self._in_prompt: torch.Tensor | None = None
         self._biases: Biases | None = None
-        self._compiled = compiled_draw(self._numbers, self._integers, vocabulary)
+        self.compiled = compiled_draw(self._numbers, self._integers, vocabulary)
+        """Draws on a CPU, where it can be had."""
 
     def admit(self, admission: Admission) -> None:
         """Writes a request's parameters into its slot."""
@@ -118,8 +119,8 @@ class Sampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows' tokens, 0 where there is none, and whether their scores are finite."""
         rows = len(scores)
-        if self._compiled is not None:
-            tokens, finite = self._compiled(scores, positions, taken)
+        if self.compiled is not None:
+            tokens, finite = self.compiled(scores, positions, taken)
             if not needs.typical:
                 return tokens, finite
             elsewhere = self._integers[:rows, 5].bool()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tandem_server.engine.native.executors import Output
 from tandem_server.engine.native.history import History
 from tandem_server.engine.native.linear import smallest_size
 from tandem_server.engine.native.model import Model
@@ -71,7 +72,7 @@ class DeviceStep:
         self._in_a_row: dict[str, int] = {}
 
     @torch.inference_mode()
-    def compute(self, plan: StepPlan) -> StepOutput:
+    def compute(self, plan: StepPlan) -> Output:
         """Launches (on a CPU: does) everything of `plan`."""
         failures: dict[int, str] = {}
         # Not contained: others would find the wrong content. It needs no memory either.

@@ -9,6 +9,8 @@
  */
 #include "attention.h"
 #include "experts.h"
+#include "sample.h"
+#include <time.h>
 
 extern int omp_get_thread_num(void);
 
@@ -96,5 +98,37 @@ void tandem_layers(const Model *m, const Step *s) {
 #pragma omp barrier
         }
         norm_share(m, s, behind, m->norm, s->first, s->hidden, counter);
+    }
+}
+
+/* A whole decode step: what `tandem_layers` does for the tokens that the slots drew last, then the head, then a draw. */
+void tandem_step(const Model *m, const Step *s, Ends *e, const Draw *d) {
+    for (int64_t row = 0; row < s->rows; row++) {
+        const num *own = e->embedding + (s->lengths[row] && d->last[row] > 0 ? d->last[row] : 0) * m->hidden;
+        for (int64_t i = 0; i < m->hidden; i += LANES) storef(s->x + row * m->hidden + i, load(own + i));
+        if (!e->embedding_scale) continue;
+        num rounded[LANES]; /* to the number format, as the checkpoints were trained */
+        for (int64_t i = 0; i < m->hidden; i += LANES) {
+            float *x = s->x + row * m->hidden + i;
+            store(rounded, loadf(x) * e->embedding_scale), storef(x, load(rounded));
+        }
+    }
+    tandem_layers(m, s);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    e->headed = now.tv_sec + 1e-9 * now.tv_nsec;
+    int64_t head = 0, capped = 0, drawn = 0;
+#pragma omp parallel num_threads(m->threads)
+    {
+        float *sums = s->sums + omp_get_thread_num() * s->rows * s->sums_width;
+        share(&e->head, s->hidden, sums, s->rows, TO_FLOATS, e->logits, NULL, &head, m->threads);
+#pragma omp barrier
+        if (e->logit_cap) {
+            for (int64_t row; (row = __atomic_fetch_add(&capped, 1, __ATOMIC_RELAXED)) < s->rows;)
+                for (float *x = e->logits + row * d->vocabulary, *end = x + d->vocabulary; x < end; x += LANES)
+                    storef(x, e->logit_cap * tangent(loadf(x) / e->logit_cap));
+#pragma omp barrier
+        }
+        draw_share(d, (Candidate *)d->room + omp_get_thread_num() * d->vocabulary, &drawn);
     }
 }

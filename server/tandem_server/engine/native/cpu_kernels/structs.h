@@ -71,3 +71,11 @@ typedef struct {
     int64_t sums_width;      /* INT4: quanta of the widest row that is multiplied */
     int64_t attention_width; /* [queries, 2 * (CHUNK + size) + 2], of TILE queries or all of a key head's */
 } Step;
+
+typedef struct {
+    const num *embedding; /* [vocabulary, hidden] */
+    Matrix head;
+    float *logits;        /* scratch: [rows, vocabulary]; which fills whole panels */
+    double headed;        /* out: when the head was begun, in seconds of the monotonic clock */
+    float embedding_scale, logit_cap; /* 0: none */
+} Ends;
