@@ -114,6 +114,7 @@ def test_plain_and_overlapped_give_identical_tokens(kernels, make_checkpoint, re
     engine = load(make_checkpoint("LlamaForCausalLM", **SHAPE), 4 if kernels == "torch" else 6)
     assert isinstance(engine._step._decoder, CpuDecoder) == (kernels == "compiled")
     engine._step._checked = True
+    finishes: set[str | None] = set()
     for seed in seeds:
         rng = random.Random(seed)
         adds = [random_add(rng, number, 150, 700) for number in range(REQUESTS)]
@@ -126,7 +127,7 @@ def test_plain_and_overlapped_give_identical_tokens(kernels, make_checkpoint, re
         # One of the two has its blocks all over the pool.
         overlapped = run(engine, True, arrivals, recording_link, scattered(rng))
         assert len(plain) == len(overlapped) == REQUESTS
-        assert {answer.finish for answer in plain.values()} == {"stop", "length", "abort"}
+        finishes |= {answer.finish for answer in plain.values()}
         for number in range(REQUESTS):
             one, other = plain[number], overlapped[number]
             if "abort" in (one.finish, other.finish):
@@ -136,6 +137,7 @@ def test_plain_and_overlapped_give_identical_tokens(kernels, make_checkpoint, re
             else:
                 assert one == other, f"seed {seed}, request {number}: {adds[number]}"
                 assert one.finish == "stop" or len(one.tokens) == adds[number].max_tokens
+    assert finishes == {"stop", "length", "abort"}
 
 
 @pytest.mark.parametrize(
