@@ -292,6 +292,8 @@ def test_a_step_that_is_one_call_draws_what_its_parts_would(architecture, dtype,
     usual = [Sampling(temperature=0.0), Sampling(temperature=1.3, top_k=30, seed=8)]
     fused, calls = drawn(step, usual)
     assert calls == 39
+    parts = step._decoder.head(step._hidden[:2])
+    assert torch.equal(step._logits[0], parts[0]), "which way a step takes changes no bit of a row"
     step._is_fused = False
     assert drawn(step, usual) == (fused, 0)
     step._is_fused = True

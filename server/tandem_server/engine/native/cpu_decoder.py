@@ -57,7 +57,8 @@ class CpuDecoder(Decoder):
         self, config: DecoderConfig, weights: DecoderWeights, slots: int, context: int, pool_blocks: int | None = None
     ) -> None:
         super().__init__(config, weights, slots, context, pool_blocks)
-        self._kernel = kernels(self.dtype).tandem_layers
+        library = kernels(self.dtype)
+        self._kernel, self._cap = library.tandem_layers, library.tandem_cap
         self._ropes = {rope: (cos.contiguous(), sin.contiguous()) for rope, (cos, sin) in self._ropes.items()}
         self._stride = self.cache.slot_blocks
         self._kept: list[Any] = []
@@ -181,7 +182,15 @@ class CpuDecoder(Decoder):
         head, cap = self.weights.head, self.config.logit_cap
         assert isinstance(head, CompiledLinear)
         logits = head.floats(hidden)
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        if cap is None:
+            return logits
+        if logits.shape[1] % LANES:
+            return logits.div_(cap).tanh_().mul_(cap)
+        # By the very function that a step of one call takes: a row's bits must not depend on which it is.
+        rows, width = (ctypes.c_int64(size) for size in logits.shape)
+        address_of = ctypes.c_void_p(logits.data_ptr())
+        self._cap(address_of, rows, width, ctypes.c_float(cap), ctypes.c_int64(self.model.threads))
+        return logits
 
     def _layer_struct(self, index: int) -> Layer:
         layer, own = self.weights.layers[index], self.config.layer_configs[index]

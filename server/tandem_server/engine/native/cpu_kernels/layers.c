@@ -101,6 +101,19 @@ void tandem_layers(const Model *m, const Step *s) {
     }
 }
 
+/* The caller's share of rows whose numbers are squeezed into plus and minus `cap`. */
+static void cap_share(float *rows, int64_t count, int64_t width, float cap, int64_t *counter) {
+    for (int64_t row; (row = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)) < count;)
+        for (float *x = rows + row * width, *end = x + width; x < end; x += LANES) storef(x, cap * tangent(loadf(x) / cap));
+}
+
+/* The same for who calls it alone; `width` is a multiple of LANES. */
+void tandem_cap(float *rows, int64_t count, int64_t width, float cap, int64_t threads) {
+    int64_t counter = 0;
+#pragma omp parallel num_threads(threads)
+    cap_share(rows, count, width, cap, &counter);
+}
+
 /* A whole decode step: what `tandem_layers` does for the tokens that the slots drew last, then the head, then a draw. */
 void tandem_step(const Model *m, const Step *s, Ends *e, const Draw *d) {
     for (int64_t row = 0; row < s->rows; row++) {
@@ -124,9 +137,7 @@ void tandem_step(const Model *m, const Step *s, Ends *e, const Draw *d) {
         share(&e->head, s->hidden, sums, s->rows, TO_FLOATS, e->logits, NULL, &head, m->threads);
 #pragma omp barrier
         if (e->logit_cap) {
-            for (int64_t row; (row = __atomic_fetch_add(&capped, 1, __ATOMIC_RELAXED)) < s->rows;)
-                for (float *x = e->logits + row * d->vocabulary, *end = x + d->vocabulary; x < end; x += LANES)
-                    storef(x, e->logit_cap * tangent(loadf(x) / e->logit_cap));
+            cap_share(e->logits, s->rows, d->vocabulary, e->logit_cap, &capped);
 #pragma omp barrier
         }
         draw_share(d, (Candidate *)d->room + omp_get_thread_num() * d->vocabulary, &drawn);
