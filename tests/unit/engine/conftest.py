@@ -79,10 +79,19 @@ def recording_link():
     return RecordingLink
 
 
+@pytest.fixture
+def a_compiler() -> None:
+    """Skips what needs one where there is none."""
+    from tandem_server.engine.native.cpu_compiler import COMPILERS
+
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("there is no C compiler")
+
+
 @pytest.fixture(params=["compiled", "torch"])
 def kernels(request, monkeypatch) -> str:
     """What computes a fused decoder's steps on a CPU; without a C compiler torch's operators alone do."""
-    from tandem_server.engine.native.cpu_compiler import COMPILERS, NotCompiled
+    from tandem_server.engine.native.cpu_compiler import NotCompiled
 
     if request.param == "torch":
 
@@ -90,18 +99,16 @@ def kernels(request, monkeypatch) -> str:
             raise NotCompiled("the test asked for torch")
 
         monkeypatch.setattr("tandem_server.engine.native.cpu_layout.compiled_linear", missing)
-    elif not any(map(shutil.which, COMPILERS)):
-        pytest.skip("there is no C compiler")
+    else:
+        request.getfixturevalue("a_compiler")
     return request.param
 
 
 @pytest.fixture(params=["compiled", "torch"])
 def draws(request, monkeypatch) -> str:
     """What draws tokens on a CPU; a GPU's sampler is torch's operators too."""
-    from tandem_server.engine.native.cpu_compiler import COMPILERS
-
     if request.param == "torch":
         monkeypatch.setattr("tandem_server.engine.native.sampler.compiled_draw", lambda *_: None)
-    elif not any(map(shutil.which, COMPILERS)):
-        pytest.skip("there is no C compiler")
+    else:
+        request.getfixturevalue("a_compiler")
     return request.param

@@ -3,7 +3,6 @@
 Called by the runner. What comes out is an engine that waits for requests.
 """
 
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from tandem_server.engine.native.cpu_linear import CompiledLinear
 from tandem_server.engine.native.cpu_step import CpuStep
 from tandem_server.engine.native.cuda import computing
 from tandem_server.engine.native.decoder import Decoder
-from tandem_server.engine.native.device import DEFAULT_SLOTS, device_name, open_device, used_bytes
+from tandem_server.engine.native.device import DEFAULT_SLOTS, open_device, used_bytes
 from tandem_server.engine.native.dtype import (
     choose_cache_dtype,
     choose_dtype,
@@ -44,13 +43,22 @@ from tandem_server.engine.native.graphs import CudaGraphs
 from tandem_server.engine.native.library import LibraryWeights, load_library, read_library_config, shaped
 from tandem_server.engine.native.library_decoder import LibraryDecoder
 from tandem_server.engine.native.linear import row_invariant_sizes
+from tandem_server.engine.native.loaded import (
+    Formats,
+    Room,
+    Weights,
+    attention_text,
+    loaded_of,
+    overhead_bytes,
+    pool_text,
+    way_text,
+)
 from tandem_server.engine.native.model import Model
-from tandem_server.engine.native.quantized import Layout, layout_for
+from tandem_server.engine.native.quantized import layout_for
 from tandem_server.engine.native.resources import (
     available_bytes,
     check_weights_fit,
     given_context,
-    taken_bytes,
     tidy,
     usable_bytes,
     wish_of,
@@ -59,36 +67,8 @@ from tandem_server.engine.native.scheduler import Limits
 from tandem_server.engine.native.shape import inventory_of, step_shape_of
 from tandem_server.engine.native.step import DeviceStep
 from tandem_server.engine.native.warmup import warm_up
-from tandem_server.engine.native.weights import DecoderWeights, load_decoder
-from tandem_server.engine.wire import Loaded, RunnerSpec
-
-Weights = DecoderWeights | LibraryWeights
-
-
-@dataclass(frozen=True)
-class Formats:
-    """How numbers are held and computed, and why."""
-
-    dtype: torch.dtype
-    layout: Layout
-    packing: Packing
-    reason: str
-
-
-@dataclass(frozen=True)
-class Room:
-    """What fits beside the weights: tokens a slot, and why they are fewer than asked; blocks of a shared pool."""
-
-    context: int
-    reason: str
-    pool: int | None
-    cache_dtype: torch.dtype
-    chunk: int
-    budget: int
-    together: int
-    """Rows of prompts that share a forward; see `GpuStep`."""
-    step_bytes: int
-    """Of the largest step."""
+from tandem_server.engine.native.weights import load_decoder
+from tandem_server.engine.wire import RunnerSpec
 
 
 def load_generator(spec: RunnerSpec, report: ProgressReporter) -> NativeEngine:
@@ -116,14 +96,15 @@ def _load(
     step = _make_step(decoder, sizes, room)
     limits = _limits(spec, decoder, room)
     warm_up(step, limits, device)
-    overhead = _overhead(device, before, with_weights, weights, decoder)
+    overhead = overhead_bytes(device, before, with_weights, weights, decoder)
     # On a CPU a step gives back what it took; the largest one counts all the same.
     overhead += room.step_bytes if device.type == "cpu" else 0
     reason = (
-        f"native engine: {_way(config, decoder, why)}; {formats.reason}; steps of {', '.join(map(str, sizes))} rows, "
-        f"{_attention_text(decoder)}{_pool_text(limits)}"
+        f"native engine: {way_text(config, decoder, why)}; {formats.reason}; "
+        f"steps of {', '.join(map(str, sizes))} rows, "
+        f"{attention_text(decoder)}{pool_text(limits)}"
     )
-    loaded = _loaded(spec, decoder, weights, formats, room, overhead, reason)
+    loaded = loaded_of(spec, decoder, weights, formats, room, overhead, reason)
     return NativeEngine(spec, loaded, step, limits, device)
 
 
@@ -144,13 +125,6 @@ def _choose_decoder(folder: Path, spec: RunnerSpec) -> tuple[DecoderConfig, str 
                     f"set {instead}, or use engine: VLLM"
                 ) from None
         return read_library_config(folder, raw, architecture), str(error)
-
-
-def _way(config: DecoderConfig, decoder: Model, why: str | None) -> str:
-    if not isinstance(decoder, LibraryDecoder):
-        return f"{config.architecture} has a fused decoder"
-    rows = "together" if decoder.together else "one by one"
-    return f"{why}, so {config.architecture} goes through the transformers library, its rows {rows}"
 
 
 def _choose_formats(spec: RunnerSpec, config: DecoderConfig, device: torch.device, slots: int, fused: bool) -> Formats:
@@ -262,34 +236,6 @@ def _limits(spec: RunnerSpec, decoder: Model, room: Room) -> Limits:
     )
 
 
-def _loaded(
-    spec: RunnerSpec, decoder: Model, weights: Weights, formats: Formats, room: Room, overhead: int, reason: str
-) -> Loaded:
-    """What the runner tells of its model; `reason` is how it is computed."""
-    config, slots, on_cpu = decoder.config, decoder.slots, decoder.device.type == "cpu"
-    counted = weights.bytes + decoder.cache_bytes + overhead
-    return Loaded(
-        task="Generate",
-        architecture=config.architecture,
-        parameters=weights.parameters,
-        weight_bytes=weights.bytes,
-        cache_bytes=decoder.cache_bytes,
-        overhead_bytes=overhead,
-        device=device_name(decoder.device),
-        device_kind="GPU" if decoder.device.type == "cuda" else "CPU",
-        dtype=str(formats.dtype).removeprefix("torch.") if spec.quantization == "None" else spec.quantization.lower(),
-        slots=slots,
-        context_limit=config.context_limit,
-        context=room.context,
-        context_reason=room.reason,
-        embedding_size=0,
-        engine_reason=reason,
-        pool_tokens=min(slots * room.context, decoder.cache.scratch),
-        shifts=decoder.switch is None,
-        total_bytes=counted if on_cpu else taken_bytes(decoder.device),
-    )
-
-
 def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
     """Numbers of rows that a step may compute.
 
@@ -301,29 +247,3 @@ def _row_sizes(decoder: Model, dtype: torch.dtype) -> tuple[int, ...]:
         return batch_sizes(decoder.slots) if graphs else (decoder.slots,)
     with torch.inference_mode():
         return row_invariant_sizes(decoder.linears(), decoder.slots, dtype)
-
-
-def _attention_text(decoder: Model) -> str:
-    if isinstance(decoder, CpuDecoder):
-        return "attention by kernels"
-    if not isinstance(decoder, GpuDecoder):
-        return f"attention by {decoder.span} keys"
-    graphs = "in graphs" if decoder.recordable else "without graphs, which quantised experts rule out"
-    return f"attention by kernels, {graphs}"
-
-
-def _pool_text(limits: Limits) -> str:
-    if limits.pool_blocks is None:
-        return ""
-    return f"; {limits.slots} slots share memory for {limits.pool_blocks * limits.block} tokens"
-
-
-def _overhead(device: torch.device, before: int, with_weights: int, weights: Weights, decoder: Model) -> int:
-    """What the load took beyond weights and contexts; on a CPU libraries and interpreter count too.
-
-    On a CPU it is measured before the contexts are made: how much of those is resident differs from what they may take.
-    What a step takes is given back there after each; on a GPU the allocator keeps what the largest one took.
-    """
-    if device.type == "cpu":
-        return max(0, with_weights - weights.bytes)
-    return max(0, used_bytes(device) - before - weights.bytes - decoder.cache_bytes)

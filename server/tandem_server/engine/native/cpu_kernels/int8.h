@@ -7,7 +7,6 @@
 #include "product.h"
 
 #define WIDENED 512 /* inputs that are widened at once */
-#define MANY 64     /* rows that they are then multiplied by */
 
 #ifdef __AVX512BF16__
 /* As the pairs lie: the first eight outputs' numbers, then the others'. */

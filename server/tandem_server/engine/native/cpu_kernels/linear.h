@@ -10,7 +10,6 @@
 #include "int8.h"
 #else
 #include "product.h"
-#define MANY 64
 #endif
 
 enum { TO_NUMS, TO_FLOATS, ONTO_NUMS, ONTO_FLOATS, GATED };

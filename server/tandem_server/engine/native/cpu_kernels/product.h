@@ -7,6 +7,7 @@
 #include "numbers.h"
 
 #define ROWS 8     /* rows of a tile: with two panels, 16 accumulators */
+#define MANY 64    /* rows whose sums are held at once */
 #define AHEAD 1024 /* bytes that weights are fetched before they are needed */
 
 #ifdef TANDEM_BF16
